@@ -1,0 +1,64 @@
+# logmirror: `make run` starts a three-region cluster on this machine, `make test` proves that it works.
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION)
+BINARIES := bin/logsvc bin/frontend bin/kvctl
+BUF := $(GO) tool -modfile=tools/buf/go.mod buf
+# Packages whose concurrency the race detector looks at in `make test`: all but the ones that run whole processes.
+RACE_PACKAGES = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /api/proto)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## Start a cluster of three regions on this machine (RUN_FLAGS adds flags of kvctl playground)
+	bin/kvctl playground $(RUN_FLAGS)
+
+.PHONY: build
+build: ## Build logsvc, frontend and kvctl into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: test
+test: ## Run everything that must hold, with the race detector where it pays
+	$(GO) vet ./...
+	$(GO) test -race -timeout 9m $(RACE_PACKAGES)
+	$(GO) test -timeout 9m ./test/e2e/...
+
+.PHONY: lint
+lint: ## Run go vet, staticcheck and golangci-lint
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/lint/go.mod staticcheck ./...
+	$(GO) tool -modfile=tools/lint/go.mod golangci-lint run ./...
+
+.PHONY: proto
+proto: ## Generate the Go code of api/proto anew
+	$(BUF) generate
+
+.PHONY: proto-check
+proto-check: ## Check the protocols: lint, no breaking change, generated code current
+	$(BUF) lint
+	tools/proto-check.sh
+
+.PHONY: bench
+bench: ## Run the Go benchmarks of the hot paths with their allocation counts
+	$(GO) test -run '^$$' -bench . -benchmem ./logservice/... ./statemachine/... ./watch/... ./lease/... ./mirror/... ./frontend/...
+
+.PHONY: demo
+demo: ## Start three regions as containers (needs a Docker Engine with docker compose or docker-compose)
+	deploy/compose/demo up
+
+.PHONY: demo-smoke
+demo-smoke: ## Check the running demo: put, get, CAS, watch and lease across its regions
+	deploy/compose/demo smoke
+
+.PHONY: demo-down
+demo-down: ## Stop the demo and remove its data
+	deploy/compose/demo down
+
+.PHONY: clean
+clean: ## Remove what build made
+	rm -rf bin
