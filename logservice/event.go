@@ -1,0 +1,127 @@
+package logservice
+
+import (
+	"go.etcd.io/raft/v3/raftpb"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// Event is one thing that happens to a Member. The types below are all there are.
+type Event interface{ event() }
+
+// Tick says that one tick interval has passed. Ticks must go on whatever the disk does.
+type Tick struct{}
+
+// Received is a frame from another member, in the order in which that member sent its frames. Frames may be lost.
+// The member keeps references to the frame.
+type Received struct {
+	From  uint64
+	Frame *logv1.PeerFrame
+}
+
+// StorageDone says that the group of the latest Effects.Append has been written and synced; or, with ErrNoSpace, that
+// nothing of it was written and that it is to be handed out again later. Any other failure of storage must end the
+// process instead.
+type StorageDone struct{ Err error }
+
+// Propose is a proposal that a frontend handed to this member on one of its streams.
+type Propose struct {
+	// Stream names the frontend's stream in rejections and in the account of bytes in flight. Unique for the
+	// life of the member, not zero.
+	Stream   uint64
+	Proposal *logv1.Proposal
+}
+
+// StreamClosed says that no more comes from a stream, and that rejections for it have no reader.
+type StreamClosed struct{ Stream uint64 }
+
+// AskRound asks for a read round. Tokens are the caller's, and each is answered once, in Effects.Rounds.
+type AskRound struct{ Token uint64 }
+
+// Transfer asks to move leadership to a voter. Each token is answered once, in Effects.Transfers.
+type Transfer struct {
+	Token  uint64
+	Target uint64
+}
+
+// Unreachable says that frames to a member are being lost.
+type Unreachable struct{ Member uint64 }
+
+// Unsent returns frames that never left for their target and never will.
+type Unsent struct {
+	To     uint64
+	Frames []*logv1.PeerFrame
+}
+
+// Introduced tells the region that another member names as its own.
+type Introduced struct {
+	Member uint64
+	Region string
+}
+
+// Campaign starts an election at once, for simulations and tests.
+type Campaign struct{}
+
+func (Tick) event()         {}
+func (Received) event()     {}
+func (StorageDone) event()  {}
+func (Propose) event()      {}
+func (StreamClosed) event() {}
+func (AskRound) event()     {}
+func (Transfer) event()     {}
+func (Unreachable) event()  {}
+func (Unsent) event()       {}
+func (Introduced) event()   {}
+func (Campaign) event()     {}
+
+// Effects is what a Member wants done after a Step, all of it, by whoever drives it. The receiver owns the slices;
+// what they point to is shared with the member and must not be modified.
+type Effects struct {
+	// Frames are to be sent; those to one target in this order.
+	Frames []OutgoingFrame
+	// Append is to be written to the log with one sync; nil for nothing. It is answered by StorageDone, and no other
+	// comes before that answer.
+	Append *Group
+	// Published is the index up to which this member publishes, after this step. It never goes back.
+	Published uint64
+	// Entries are the newly published entries, ending at Published. The first ones may be missing where they are no
+	// longer in memory (after a restart); they can be read from storage.
+	Entries []*raftpb.Entry
+	// Rejections are for streams of this member.
+	Rejections []StreamRejection
+	// Rounds are answers to AskRound.
+	Rounds []RoundResult
+	// Transfers are answers to Transfer.
+	Transfers []TransferResult
+	// MembershipChanged says that Member.Membership has a new value.
+	MembershipChanged bool
+	// Failure, where it is not nil, is why this member can't go on. It must not be stepped again.
+	Failure error
+}
+
+// OutgoingFrame is a frame and the member it is for.
+type OutgoingFrame struct {
+	To    uint64
+	Frame *logv1.PeerFrame
+}
+
+// StreamRejection tells a frontend's stream that a proposal was not put into the log.
+type StreamRejection struct {
+	Stream    uint64
+	Rejection *logv1.AppendRejection
+}
+
+// RoundResult answers AskRound: every write acknowledged anywhere before the question lies at or below Index. Index
+// is zero where the round failed, and Failure says why.
+type RoundResult struct {
+	Token   uint64
+	Index   uint64
+	Failure string
+}
+
+// TransferResult answers Transfer with the leader that this member knows by then.
+type TransferResult struct {
+	Token  uint64
+	Leader uint64
+	Err    error
+}

@@ -1,0 +1,233 @@
+package logservice
+
+import (
+	"errors"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// groups gathers what raft wants durable into groups of one sync: while one is being written, the next one fills.
+type groups struct {
+	// queue holds raft's append messages that are in no group yet; queued counts all that ever were.
+	queue  []*raftpb.Message
+	queued uint64
+	// written counts the messages whose group is durable.
+	written uint64
+
+	// writing is the group that storage has; nil for none. messages are those it was made of.
+	writing  *Group
+	messages []*raftpb.Message
+	since    int
+	// retryAt is the tick at which a group that found no space is handed out again; zero for none.
+	retryAt int
+	// record is written with the next group.
+	record []byte
+	// commit is the commit index of the last hard state that is durable.
+	commit uint64
+}
+
+// startGroup hands out the next group if none is being written.
+func (m *Member) startGroup() {
+	g := &m.groups
+	if g.writing != nil || len(g.queue) == 0 && g.record == nil {
+		return
+	}
+	group := &Group{}
+	n, bytes, last := 0, 0, uint64(0)
+	for ; n < len(g.queue); n++ {
+		message := g.queue[n]
+		entries := message.GetEntries()
+		if len(entries) > 0 {
+			// A message that cuts what is before it in this group begins the next one, so that what the responses
+			// say was durable really was.
+			if last != 0 && entries[0].GetIndex() <= last {
+				break
+			}
+			if bytes > 0 && bytes+entriesBytes(entries) > m.config.MaxGroupBytes {
+				break
+			}
+			last = entries[len(entries)-1].GetIndex()
+			bytes += entriesBytes(entries)
+			group.Entries = append(group.Entries, storageEntries(entries)...)
+		}
+		if message.Term != nil {
+			group.HardState = HardState{message.GetTerm(), message.GetVote(), message.GetCommit()}
+		}
+	}
+	if n == len(g.queue) {
+		group.Membership, g.record = g.record, nil
+	}
+	g.writing, g.since = group, m.ticks
+	g.messages = g.queue[:n:n]
+	g.queue = g.queue[n:]
+	m.effects.Append = group
+}
+
+func entriesBytes(entries []*raftpb.Entry) (n int) {
+	for _, e := range entries {
+		n += entryBytes(e)
+	}
+	return n
+}
+
+// storageDone takes the answer to the group in flight: what raft said only once it was durable may be said now.
+func (m *Member) storageDone(err error) {
+	g := &m.groups
+	if g.writing == nil {
+		return
+	}
+	if errors.Is(err, ErrNoSpace) {
+		m.noSpace = true
+		g.retryAt = m.ticks + m.config.NoSpaceRetryTicks
+		return
+	}
+	m.noSpace = false
+	group, messages := g.writing, g.messages
+	g.writing, g.messages = nil, nil
+	g.written += uint64(len(messages))
+	if group.HardState != (HardState{}) {
+		g.commit = group.HardState.Commit
+	}
+	if n := len(group.Entries); n > 0 {
+		m.log.setStable(min(group.Entries[n-1].Index, m.uncutIndex()))
+	}
+	var acks []*raftpb.Message
+	for _, message := range messages {
+		for _, response := range message.GetResponses() {
+			if response.GetType() == raftpb.MsgAppResp {
+				acks = appendAck(acks, response)
+			}
+			if response.GetTo() != m.config.ID {
+				m.sendRaft(response)
+			} else if err := m.raft.Step(response); err != nil {
+				m.config.Logger.Debug("raft refused its own response", "type", response.GetType(), "error", err)
+			}
+		}
+	}
+	for _, ack := range acks {
+		m.acknowledge(ack, ack.GetTo())
+	}
+}
+
+// uncutIndex is the index beneath what is still queued: those entries are in memory only, and may replace some that
+// have just become durable.
+func (m *Member) uncutIndex() uint64 {
+	index := m.log.last
+	for _, message := range m.groups.queue {
+		if entries := message.GetEntries(); len(entries) > 0 {
+			index = min(index, entries[0].GetIndex()-1)
+		}
+	}
+	return index
+}
+
+// appendAck keeps the last of successive accepted responses to one leader in one term: it covers those before.
+func appendAck(acks []*raftpb.Message, response *raftpb.Message) []*raftpb.Message {
+	if response.GetReject() {
+		return acks
+	}
+	if n := len(acks); n > 0 && acks[n-1].GetTerm() == response.GetTerm() && acks[n-1].GetTo() == response.GetTo() {
+		if acks[n-1].GetIndex() <= response.GetIndex() {
+			acks[n-1] = response
+		}
+		return acks
+	}
+	return append(acks, response)
+}
+
+// pendingApply is a message of raft with committed entries, to be applied when the append messages before it are
+// durable, if it holds a configuration change: the commit index must not be lost once a change is applied.
+type pendingApply struct {
+	message *raftpb.Message
+	after   uint64
+}
+
+// applyCommitted applies what raft has committed, in order. It reports whether it did anything.
+func (m *Member) applyCommitted() (progress bool) {
+	for len(m.applies) > 0 {
+		next := m.applies[0]
+		entries := next.message.GetEntries()
+		for _, e := range entries {
+			if isConfChange(e) && m.groups.written < next.after {
+				return progress
+			}
+		}
+		m.applies = m.applies[1:]
+		for _, e := range entries {
+			m.applyEntry(e)
+		}
+		for _, response := range next.message.GetResponses() {
+			if err := m.raft.Step(response); err != nil {
+				m.config.Logger.Debug("raft refused its own response", "type", response.GetType(), "error", err)
+			}
+		}
+		progress = true
+	}
+	if len(m.applies) == 0 {
+		m.applies = nil
+	}
+	return progress
+}
+
+func (m *Member) applyEntry(e *raftpb.Entry) {
+	if isConfChange(e) {
+		m.applyConfChange(e)
+	}
+	m.applied = max(m.applied, e.GetIndex())
+	if m.applied >= m.record.applied+m.config.RecordInterval {
+		m.saveRecord()
+	}
+}
+
+// applyConfChange applies a committed configuration change. A change that can't be decoded came from a leader that is
+// not of this log's making: it is fatal, because skipping it would split the configurations.
+func (m *Member) applyConfChange(e *raftpb.Entry) {
+	var change raftpb.ConfChangeI
+	var err error
+	if e.GetType() == raftpb.EntryConfChange {
+		c := &raftpb.ConfChange{}
+		err, change = proto.Unmarshal(e.GetData(), c), c
+	} else {
+		c := &raftpb.ConfChangeV2{}
+		err, change = proto.Unmarshal(e.GetData(), c), c
+	}
+	if err != nil {
+		m.log.failure = errors.Join(errors.New("logservice: configuration change can't be read"), err)
+		return
+	}
+	if len(m.confChanges) > 0 && m.confChanges[0] == e.GetIndex() {
+		m.confChanges = m.confChanges[1:]
+	}
+	conf := m.raft.ApplyConfChange(change)
+	m.record.adopt(conf, e.GetIndex(), change.AsV2().GetContext())
+	m.applied = max(m.applied, e.GetIndex())
+	m.configurationChanged()
+	m.saveRecord()
+}
+
+// saveRecord writes the record with the next group.
+func (m *Member) saveRecord() {
+	m.record.applied = m.applied
+	m.groups.record = m.record.encode()
+}
+
+func isConfChange(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
+
+// noteConfChanges keeps the indexes of the configuration changes in the log that are not applied yet, ascending.
+func (m *Member) noteConfChanges(entries []*raftpb.Entry) {
+	if len(entries) == 0 {
+		return
+	}
+	for n := len(m.confChanges); n > 0 && m.confChanges[n-1] >= entries[0].GetIndex(); n-- {
+		m.confChanges = m.confChanges[:n-1]
+	}
+	for _, e := range entries {
+		if isConfChange(e) {
+			m.confChanges = append(m.confChanges, e.GetIndex())
+		}
+	}
+}
+
+var _ raft.Storage = (*entryLog)(nil)

@@ -1,0 +1,224 @@
+package logservice
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/quorum"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// round is one read round: one question to all voters on behalf of all requests that were waiting when it was asked.
+type round struct {
+	tokens []uint64
+	// started is the tick at which the first of its requests came.
+	started int
+	// id is fresh for each attempt, and across restarts.
+	id      uint64
+	attempt int
+	askedAt int
+	// confIndex and quorums are the configuration that this member had applied when it asked.
+	confIndex uint64
+	quorums   quorum.JointConfig
+	answers   map[uint64]*logv1.RoundAnswer
+	// index is the answer as soon as it is known; the round is over when this member has published it.
+	index uint64
+	known bool
+}
+
+const (
+	failureTooMany = "too many read rounds are under way"
+	failureTimeout = "no leader or no majority answered in time"
+)
+
+// rounds holds the rounds of one member.
+type rounds struct {
+	flying  []*round
+	waiting []uint64
+	nextID  uint64
+}
+
+// askRound notes a request; it joins the next round that is asked.
+func (m *Member) askRound(token uint64) {
+	if len(m.rounds.waiting) >= m.config.MaxWaitingReads {
+		m.effects.Rounds = append(m.effects.Rounds, RoundResult{Token: token, Failure: failureTooMany})
+		return
+	}
+	m.rounds.waiting = append(m.rounds.waiting, token)
+}
+
+// startRounds asks a question for all that wait, unless the bound on rounds in flight is reached.
+func (m *Member) startRounds() {
+	if len(m.rounds.waiting) == 0 || len(m.rounds.flying) >= m.config.MaxRounds {
+		return
+	}
+	r := &round{tokens: m.rounds.waiting, started: m.ticks}
+	m.rounds.waiting = nil
+	m.rounds.flying = append(m.rounds.flying, r)
+	m.ask(r)
+}
+
+// ask begins an attempt at a round. Answers to an earlier one don't count any more.
+func (m *Member) ask(r *round) {
+	m.rounds.nextID++
+	r.id, r.askedAt = m.rounds.nextID, m.ticks
+	r.attempt++
+	r.index, r.known = 0, false
+	r.confIndex, r.quorums = m.record.confIndex, m.quorums
+	if m.config.Publication == PublicationLeader {
+		m.raft.ReadIndex(binary.BigEndian.AppendUint64(nil, r.id))
+		return
+	}
+	r.answers = make(map[uint64]*logv1.RoundAnswer, len(m.voters))
+	for _, id := range m.voters {
+		if id == m.config.ID {
+			r.answers[id] = m.answerTo(r.id)
+			continue
+		}
+		m.send(id, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Question{Question: &logv1.RoundQuestion{Id: r.id}}})
+	}
+}
+
+// answerTo tells the term and the end of this member's log, on disk or not: an index that is too high is only waited
+// for, one that is too low would be wrong.
+func (m *Member) answerTo(id uint64) *logv1.RoundAnswer {
+	status := m.raft.BasicStatus()
+	return &logv1.RoundAnswer{Id: id, Term: status.GetTerm(), LastIndex: m.log.last,
+		Leader: status.RaftState == raft.StateLeader}
+}
+
+// answered takes the answer of a voter.
+func (m *Member) answered(from uint64, answer *logv1.RoundAnswer) {
+	for _, r := range m.rounds.flying {
+		if r.id == answer.Id && r.answers != nil {
+			if r.answers[from] == nil {
+				r.answers[from] = answer
+			}
+			return
+		}
+	}
+}
+
+// readStates takes raft's own answers (PublicationLeader).
+func (m *Member) readStates(states []raft.ReadState) {
+	for _, s := range states {
+		if len(s.RequestCtx) != 8 {
+			continue
+		}
+		id := binary.BigEndian.Uint64(s.RequestCtx)
+		for _, r := range m.rounds.flying {
+			if r.id == id {
+				r.index, r.known = s.Index, true
+			}
+		}
+	}
+}
+
+// finishRounds answers the rounds whose index this member has published, repeats those that were asked under another
+// configuration, and starts the next one.
+func (m *Member) finishRounds() {
+	for _, r := range m.rounds.flying {
+		if m.config.Publication == PublicationQuorum {
+			r.index, r.known = r.outcome()
+		}
+		if !r.known || r.index > m.log.published {
+			continue
+		}
+		if r.confIndex != m.record.confIndex {
+			m.ask(r)
+			continue
+		}
+		for _, token := range r.tokens {
+			m.effects.Rounds = append(m.effects.Rounds, RoundResult{Token: token, Index: r.index})
+		}
+		r.tokens = nil
+	}
+	m.rounds.flying = slices.DeleteFunc(m.rounds.flying, func(r *round) bool { return len(r.tokens) == 0 })
+	m.startRounds()
+}
+
+// tickRounds repeats questions that got no answer and gives up rounds that took too long.
+func (m *Member) tickRounds() {
+	for _, r := range m.rounds.flying {
+		switch {
+		case m.ticks-r.started >= m.config.RoundTimeoutTicks:
+			for _, token := range r.tokens {
+				m.effects.Rounds = append(m.effects.Rounds, RoundResult{Token: token, Failure: failureTimeout})
+			}
+			r.tokens = nil
+		case m.ticks-r.askedAt >= m.config.RoundRetryTicks<<min(r.attempt-1, 3):
+			m.ask(r)
+		}
+	}
+	m.rounds.flying = slices.DeleteFunc(m.rounds.flying, func(r *round) bool { return len(r.tokens) == 0 })
+}
+
+// repeatRounds asks all open questions again at once: there is a leader again.
+func (m *Member) repeatRounds() {
+	for _, r := range m.rounds.flying {
+		if !r.known {
+			m.ask(r)
+		}
+	}
+}
+
+// outcome is the lower of what the two kinds of round give, of those that are complete.
+func (r *round) outcome() (index uint64, ok bool) {
+	barrier, haveBarrier := r.barrier()
+	nearest, haveNearest := r.nearestMajority()
+	switch {
+	case haveBarrier && haveNearest:
+		return min(barrier, nearest), true
+	case haveBarrier:
+		return barrier, true
+	}
+	return nearest, haveNearest
+}
+
+// barrier is the last index that the leader has appended, provided that majorities are in the leader's term and
+// that nobody is in a later one.
+func (r *round) barrier() (uint64, bool) {
+	var leader *logv1.RoundAnswer
+	for _, answer := range r.answers {
+		if answer.Leader && (leader == nil || answer.Term > leader.Term) {
+			leader = answer
+		}
+	}
+	if leader == nil {
+		return 0, false
+	}
+	votes := make(map[uint64]bool, len(r.answers))
+	for id, answer := range r.answers {
+		if answer.Term > leader.Term {
+			return 0, false
+		}
+		if answer.Term == leader.Term {
+			votes[id] = true
+		}
+	}
+	return leader.LastIndex, r.quorums.VoteResult(votes) == quorum.VoteWon
+}
+
+// nearestMajority is the smallest index such that majorities have answered with logs that end at or below it: the
+// largest last index within the majority that makes it smallest.
+func (r *round) nearestMajority() (uint64, bool) {
+	ends := make([]uint64, 0, len(r.answers))
+	for _, answer := range r.answers {
+		ends = append(ends, answer.LastIndex)
+	}
+	slices.Sort(ends)
+	for _, end := range slices.Compact(ends) {
+		votes := make(map[uint64]bool, len(r.answers))
+		for id, answer := range r.answers {
+			if answer.LastIndex <= end {
+				votes[id] = true
+			}
+		}
+		if r.quorums.VoteResult(votes) == quorum.VoteWon {
+			return end, true
+		}
+	}
+	return 0, false
+}
