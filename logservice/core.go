@@ -20,6 +20,8 @@ type MemberConfig struct {
 	ID uint64
 	// Region is this member's own.
 	Region string
+	// Addresses replace, at this member, those that the log has of members. May be nil.
+	Addresses map[uint64]string
 	// Storage is read by the member; it is written by who drives it, as Effects.Append says.
 	Storage Storage
 	// Nonce is random: it begins the ids of read rounds, so that answers to an earlier life are not taken for ours.
@@ -404,6 +406,12 @@ func (m *Member) configurationChanged() {
 	m.quorums, m.voters = m.record.quorums(), m.record.voters()
 	m.others = slices.DeleteFunc(m.record.all(), func(id uint64) bool { return id == m.config.ID })
 	m.setRegion(m.config.ID, m.config.Region)
+	for i, member := range m.record.members {
+		if address := m.config.Addresses[member.Id]; address != "" && address != member.Address {
+			m.record.members[i] = proto.CloneOf(member)
+			m.record.members[i].Address = address
+		}
+	}
 	m.effects.MembershipChanged = true
 }
 

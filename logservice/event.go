@@ -84,6 +84,8 @@ type Effects struct {
 	Append *Group
 	// Published is the index up to which this member publishes, after this step. It never goes back.
 	Published uint64
+	// Durable is the index up to which this member's log, as it is now, is on its disk.
+	Durable uint64
 	// Entries are the newly published entries, ending at Published. The first ones may be missing where they are no
 	// longer in memory (after a restart); they can be read from storage.
 	Entries []*raftpb.Entry

@@ -133,7 +133,7 @@ func (m *Member) publish() {
 			m.notePublished(e)
 		}
 	}
-	m.effects.Published = m.log.published
+	m.effects.Published, m.effects.Durable = m.log.published, m.log.stable
 }
 
 // notePublished reads of a published entry what the member itself needs to know.

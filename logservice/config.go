@@ -1,0 +1,145 @@
+package logservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/logmirror/logmirror/internal/disk"
+)
+
+// Config is a Server's. Name, DataDir, Listener and InitialCluster are required.
+type Config struct {
+	// Name is this member's, as in InitialCluster.
+	Name string
+	// Region is where this member is.
+	Region string
+	// Advertise is where others reach this member, for status; empty for its address in InitialCluster.
+	Advertise string
+	// DataDir is this member's alone.
+	DataDir string
+	// Listener is served from Start on and closed at the end.
+	Listener net.Listener
+	// Dial connects to other members; nil for TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// ServerCredentials are the listener's, PeerCredentials those for dialing other members; nil for plain connections.
+	ServerCredentials, PeerCredentials credentials.TransportCredentials
+	// FS holds DataDir; nil for the operating system's.
+	FS disk.FS
+	// InitialCluster is the first membership of the log, the same names at every member that begins it. Addresses are
+	// taken from here at every start.
+	InitialCluster []InitialMember
+
+	// Publication must be the same at every member.
+	Publication  Publication
+	LeaderPolicy LeaderPolicy
+
+	// TickInterval is the unit of all timing between members, the same at every member; zero for 50 ms.
+	TickInterval time.Duration
+	// HeartbeatTicks and ElectionTicks are zero for 2 and 15: a new leader within 2 s of the loss of one, at round trips
+	// of up to 200 ms.
+	HeartbeatTicks, ElectionTicks int
+
+	// SegmentBytes is the size of a file of the log; zero for 64 MiB.
+	SegmentBytes int64
+	// MaxPayloadBytes bounds one proposal; zero for 4 MiB.
+	MaxPayloadBytes int
+	// MaxStreamBytes and MaxForwardBytes bound the proposals whose fate is not known yet, of one frontend's stream and of
+	// all streams of this member; zero for 16 MiB and 64 MiB.
+	MaxStreamBytes, MaxForwardBytes int
+	// MaxUncommittedBytes bounds what a leader has appended and not committed; zero for 64 MiB.
+	MaxUncommittedBytes int
+	// TailMemoryBytes bounds the published entries that are kept in memory for tails; zero for 32 MiB.
+	TailMemoryBytes int
+	// TailHeartbeat is the longest time between two messages of a tail; zero for 500 ms.
+	TailHeartbeat time.Duration
+
+	// Version is told in status.
+	Version    string
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+
+	// openStorage replaces the log on disk in tests.
+	openStorage func(identity Identity) (logStorage, error)
+}
+
+// Identity is what a data directory belongs to.
+type Identity struct {
+	// ClusterHash is that of the first membership.
+	ClusterHash uint64
+	// MemberID is the raft id.
+	MemberID uint64
+	// DataDirectoryID is random, made with the directory.
+	DataDirectoryID uint64
+}
+
+// logStorage is the log on disk with the side that writes.
+type logStorage interface {
+	Storage
+	// Append writes a group; it is durable on return. ErrNoSpace: nothing was written. Any other error is final.
+	Append(g Group) error
+	DiskBytes() int64
+	Close() error
+}
+
+var (
+	// ErrOtherMember says that a data directory belongs to another member or another log.
+	ErrOtherMember = errors.New("logservice: the data directory belongs to another member")
+	// ErrDamaged says that a file of the data directory is not what was written.
+	ErrDamaged = errors.New("logservice: the data directory is damaged")
+	// ErrLostData says that others knew this member with another data directory: without it, it has lost its votes and
+	// its log.
+	ErrLostData = errors.New("logservice: this member has lost its data directory")
+	// ErrStopped is returned for what a server was asked after its end.
+	ErrStopped = errors.New("logservice: the member has stopped")
+)
+
+func (c Config) withDefaults() (Config, error) {
+	switch {
+	case c.Name == "":
+		return c, errors.New("logservice: a member needs a name")
+	case c.DataDir == "":
+		return c, errors.New("logservice: a member needs a data directory")
+	case c.Listener == nil:
+		return c, errors.New("logservice: a member needs a listener")
+	case c.ElectionTicks < 0 || c.HeartbeatTicks < 0 || c.TickInterval < 0:
+		return c, errors.New("logservice: timing must not be negative")
+	}
+	if c.FS == nil {
+		c.FS = disk.OS()
+	}
+	if c.Dial == nil {
+		dialer := &net.Dialer{}
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", address)
+		}
+	}
+	if c.TickInterval == 0 {
+		c.TickInterval = 50 * time.Millisecond
+	}
+	if c.TailMemoryBytes == 0 {
+		c.TailMemoryBytes = 32 << 20
+	}
+	if c.TailHeartbeat == 0 {
+		c.TailHeartbeat = 500 * time.Millisecond
+	}
+	if c.MaxPayloadBytes == 0 {
+		c.MaxPayloadBytes = 4 << 20
+	}
+	if c.MaxPayloadBytes > maxMessageBytes/2 {
+		return c, fmt.Errorf("logservice: a payload of %d bytes fits into no message, at most %d", c.MaxPayloadBytes, maxMessageBytes/2)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// maxMessageBytes bounds one gRPC message in either direction.
+const maxMessageBytes = 16 << 20

@@ -1,0 +1,123 @@
+package logservice
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// metrics are a member's. All methods work without a registerer, and on nil.
+type metrics struct {
+	registerer prometheus.Registerer
+	collectors []prometheus.Collector
+
+	groups      prometheus.Histogram
+	groupSizes  prometheus.Histogram
+	rejections  *prometheus.CounterVec
+	rounds      prometheus.Histogram
+	roundErrors prometheus.Counter
+	tailEntries prometheus.Counter
+	tailBytes   prometheus.Counter
+}
+
+func newMetrics(s *Server) (*metrics, error) {
+	const prefix = "logmirror_logservice_"
+	labels := prometheus.Labels{"member": s.config.Name}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: prefix + name, Help: help, ConstLabels: labels, Buckets: buckets})
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help, ConstLabels: labels})
+	}
+	gauge := func(name, help string, value func(MemberState) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: prefix + name, Help: help, ConstLabels: labels}, func() float64 {
+			var state MemberState
+			if !s.query(func(m *Member) { state = m.State() }) {
+				return 0
+			}
+			return value(state)
+		})
+	}
+	m := &metrics{
+		registerer: s.config.Registerer,
+		groups: histogram("group_write_seconds", "Time to write and sync one group of entries.",
+			prometheus.ExponentialBuckets(0.0001, 2, 16)),
+		groupSizes: histogram("group_entries", "Entries in one group that was synced at once.",
+			prometheus.ExponentialBuckets(1, 2, 12)),
+		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "rejections_total",
+			Help: "Proposals of streams of this member that were not put into the log.", ConstLabels: labels}, []string{"reason"}),
+		rounds: histogram("round_seconds", "Time from a question for a read round to its answer.",
+			prometheus.ExponentialBuckets(0.001, 2, 14)),
+		roundErrors: counter("round_failures_total", "Questions for a read round that failed."),
+		tailEntries: counter("tail_entries_total", "Entries sent to all tails."),
+		tailBytes:   counter("tail_bytes_total", "Bytes of envelopes sent to all tails."),
+	}
+	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes,
+		gauge("term", "Raft term.", func(s MemberState) float64 { return float64(s.Term) }),
+		gauge("is_leader", "1 while this member leads.", func(s MemberState) float64 {
+			if s.IsLeader {
+				return 1
+			}
+			return 0
+		}),
+		gauge("published_index", "Index up to which this member publishes.", func(s MemberState) float64 { return float64(s.Published) }),
+		gauge("last_index", "Last index of this member's log.", func(s MemberState) float64 { return float64(s.Last) }),
+		gauge("in_flight_bytes", "Proposals of streams of this member whose fate is not known.",
+			func(s MemberState) float64 { return float64(s.InFlightBytes) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: prefix + "disk_bytes", Help: "Bytes of the log on disk.", ConstLabels: labels},
+			func() float64 { return float64(s.storage.DiskBytes()) }),
+	}
+	if m.registerer == nil {
+		return m, nil
+	}
+	var err error
+	for _, c := range m.collectors {
+		err = errors.Join(err, m.registerer.Register(c))
+	}
+	if err != nil {
+		m.close()
+	}
+	return m, err
+}
+
+func (m *metrics) close() {
+	if m == nil || m.registerer == nil {
+		return
+	}
+	for _, c := range m.collectors {
+		m.registerer.Unregister(c)
+	}
+}
+
+func (m *metrics) wrote(g *Group, took time.Duration) {
+	m.groups.Observe(took.Seconds())
+	m.groupSizes.Observe(float64(len(g.Entries)))
+}
+
+func (m *metrics) rejected(reason logv1.AppendRejection_Reason) {
+	m.rejections.WithLabelValues(strings.ToLower(strings.TrimPrefix(reason.String(), "REASON_"))).Inc()
+}
+
+func (m *metrics) round(r RoundResult, took time.Duration) {
+	if r.Failure != "" {
+		m.roundErrors.Inc()
+		return
+	}
+	m.rounds.Observe(took.Seconds())
+}
+
+func (m *metrics) tailed(r *logv1.TailResponse) {
+	if len(r.GetEntries()) == 0 {
+		return
+	}
+	bytes := 0
+	for _, e := range r.GetEntries() {
+		bytes += len(e.GetEnvelope())
+	}
+	m.tailEntries.Add(float64(len(r.GetEntries())))
+	m.tailBytes.Add(float64(bytes))
+}

@@ -1,0 +1,275 @@
+package logservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/logservice/peer"
+)
+
+// Epoch is the log's. It is raised by the recovery of a lost quorum.
+const epoch = 1
+
+// Server is one running log member. Its methods may be called from any goroutine.
+type Server struct {
+	config    Config
+	id        uint64
+	cluster   initialCluster
+	directory *directory
+	storage   logStorage
+	member    *Member
+	transport *peer.Transport
+	grpc      *grpc.Server
+	published *published
+	metrics   *metrics
+	logger    *slog.Logger
+
+	// events are for the loop, which alone steps the member; queries are run by it between two steps.
+	events  chan Event
+	queries chan func(*Member)
+	groups  chan *Group
+	written chan error
+
+	clusterID atomic.Uint64
+	// regions that other members named before the loop ran, and all that wait for an answer of the loop.
+	answers answers
+	last    atomic.Pointer[MemberState]
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+	end    sync.Once
+	done   chan struct{}
+	mu     sync.Mutex
+	err    error
+}
+
+// Start opens a member's data directory and serves LogService and PeerService on config.Listener. The first start of the
+// members of config.InitialCluster begins a log. The listener is closed when Start fails.
+func Start(config Config) (s *Server, err error) {
+	if config, err = config.withDefaults(); err != nil {
+		if config.Listener != nil {
+			_ = config.Listener.Close()
+		}
+		return nil, err
+	}
+	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
+		events: make(chan Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
+		written: make(chan error, 1), done: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.open(); err != nil {
+		s.cancel()
+		return nil, errors.Join(err, s.closeFiles(), config.Listener.Close())
+	}
+	s.serve()
+	return s, nil
+}
+
+// open makes everything but runs nothing.
+func (s *Server) open() (err error) {
+	c := s.config
+	if s.cluster, err = newInitialCluster(c.InitialCluster); err != nil {
+		return err
+	}
+	s.id = s.cluster.id(c.Name)
+	first := s.cluster.record()
+	self := first.member(s.id)
+	if self == nil {
+		return fmt.Errorf("%w: it does not hold this member, %q", errInitialCluster, c.Name)
+	}
+	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, s.cluster.hash, s.id); err != nil {
+		return err
+	}
+	if s.storage, err = s.openStorage(); err != nil {
+		return err
+	}
+	if s.storage.Membership() == nil {
+		if last := s.storage.LastIndex(); last != 0 {
+			return fmt.Errorf("%w: the log ends at %d and has no membership", ErrDamaged, last)
+		}
+		if err := s.storage.Append(Group{Membership: first.encode()}); err != nil {
+			return fmt.Errorf("write the first membership: %w", err)
+		}
+	}
+	addresses := map[uint64]string{}
+	for _, m := range first.members {
+		addresses[m.Id] = m.Address
+	}
+	if c.Advertise != "" {
+		addresses[s.id] = c.Advertise
+	}
+	s.member, err = NewMember(MemberConfig{ID: s.id, Region: c.Region, Addresses: addresses, Storage: s.storage,
+		Nonce: random64() >> 1, ClusterID: random64(), Publication: c.Publication, LeaderPolicy: c.LeaderPolicy,
+		Logger: s.logger, HeartbeatTicks: c.HeartbeatTicks, ElectionTicks: c.ElectionTicks,
+		MaxPayloadBytes: c.MaxPayloadBytes, MaxStreamBytes: c.MaxStreamBytes, MaxForwardBytes: c.MaxForwardBytes,
+		MaxUncommittedBytes: c.MaxUncommittedBytes})
+	if err != nil {
+		return err
+	}
+	s.clusterID.Store(s.member.ClusterID())
+	state := s.member.State()
+	s.last.Store(&state)
+	s.published = newPublished(s.storage, state.Published, c.TailMemoryBytes)
+	s.transport = peer.New(peer.Config{ID: s.id, Handler: peerHandler{s}, Dial: c.Dial, Credentials: c.PeerCredentials,
+		MaxMessageBytes: maxMessageBytes, Logger: s.logger})
+	if s.metrics, err = newMetrics(s); err != nil {
+		return err
+	}
+	return s.membershipChanged()
+}
+
+// openStorage opens the log on disk.
+func (s *Server) openStorage() (logStorage, error) {
+	if s.config.openStorage != nil {
+		return s.config.openStorage(s.directory.identity())
+	}
+	return nil, errors.New("logservice: no log on disk in this build")
+}
+
+// serve runs everything.
+func (s *Server) serve() {
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.InitialWindowSize(4 << 20), grpc.InitialConnWindowSize(8 << 20),
+		grpc.WaitForHandlers(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
+	}
+	if s.config.ServerCredentials != nil {
+		options = append(options, grpc.Creds(s.config.ServerCredentials))
+	}
+	s.grpc = grpc.NewServer(options...)
+	logv1.RegisterLogServiceServer(s.grpc, &service{server: s})
+	s.transport.Register(s.grpc)
+	s.wait.Go(s.write)
+	s.wait.Go(s.loop)
+	s.wait.Go(func() {
+		if err := s.grpc.Serve(s.config.Listener); err != nil {
+			s.fail(fmt.Errorf("logservice: serve: %w", err))
+		}
+	})
+	go func() {
+		<-s.ctx.Done()
+		s.shutDown()
+	}()
+	s.logger.Info("log member started", "id", memberName(s.id), "region", s.config.Region,
+		"address", s.config.Listener.Addr().String(), "published", s.published.view().index, "publication", s.config.Publication.String())
+}
+
+// Stop ends the member in order and waits for the end.
+func (s *Server) Stop() {
+	s.handOver()
+	s.Kill()
+}
+
+// Kill ends the member at once, without any word to the others, and waits for the end: to them it is as after kill -9.
+func (s *Server) Kill() {
+	s.cancel()
+	<-s.done
+}
+
+// Done is closed when the member has ended, by Stop, by Kill, or because it could not go on (see Err).
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err is why the member ended by itself; nil otherwise.
+func (s *Server) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// fail ends the member with the first error that is given to it.
+func (s *Server) fail(err error) {
+	if s.ctx.Err() == nil {
+		s.logger.Error("the member can't go on", "error", err)
+		s.mu.Lock()
+		if s.err == nil {
+			s.err = err
+		}
+		s.mu.Unlock()
+	}
+	s.cancel()
+}
+
+// shutDown runs once, when the context has ended.
+func (s *Server) shutDown() {
+	s.end.Do(func() {
+		s.grpc.Stop()
+		s.transport.Close()
+		s.wait.Wait()
+		if err := s.closeFiles(); err != nil {
+			s.logger.Error("could not close the data directory", "error", err)
+		}
+		s.metrics.close()
+		s.logger.Info("log member ended")
+		close(s.done)
+	})
+}
+
+func (s *Server) closeFiles() (err error) {
+	if s.transport != nil {
+		s.transport.Close()
+	}
+	if s.storage != nil {
+		err = s.storage.Close()
+	}
+	if s.directory != nil {
+		err = errors.Join(err, s.directory.close())
+	}
+	return err
+}
+
+// handOver gives the others the chance to take leadership before this member goes, for a short time.
+func (s *Server) handOver() {
+	var target uint64
+	s.query(func(m *Member) {
+		if m.State().IsLeader {
+			target = m.successor(func(uint64) bool { return true })
+		}
+	})
+	if target == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+	defer cancel()
+	if _, err := s.transfer(ctx, target); err != nil {
+		s.logger.Info("leadership was not handed over", "error", err)
+	}
+}
+
+// query runs a function on the loop; false when the member has ended.
+func (s *Server) query(f func(*Member)) bool {
+	ran := make(chan struct{})
+	select {
+	case s.queries <- func(m *Member) { f(m); close(ran) }:
+	case <-s.ctx.Done():
+		return false
+	}
+	select {
+	case <-ran:
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+// post hands an event to the loop; it blocks while the loop is behind.
+func (s *Server) post(ctx context.Context, event Event) error {
+	select {
+	case s.events <- event:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.ctx.Done():
+		return ErrStopped
+	}
+}

@@ -1,0 +1,380 @@
+package logservice
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// service is LogService over a Server.
+type service struct {
+	logv1.UnimplementedLogServiceServer
+	server *Server
+	tails  atomic.Int32
+}
+
+const (
+	// maxTailBytes bounds one answer of a tail, whatever the caller asks for.
+	maxTailBytes = 4 << 20
+	// defaultTailBytes is for callers that leave the bound to us.
+	defaultTailBytes = 1 << 20
+	// maxStreamAnswers bounds the answers that wait for a caller that does not read them: more are dropped, and the
+	// caller's own timeout is its answer.
+	maxStreamAnswers = 4096
+	// maxStreamRounds bounds the questions of one stream under way.
+	maxStreamRounds = 1024
+)
+
+// Append implements LogService.
+func (s *service) Append(stream logv1.LogService_AppendServer) error {
+	srv := s.server
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if err := srv.checkCaller(first.GetHandshake()); err != nil {
+		return err
+	}
+	if err := stream.Send(&logv1.AppendResponse{Handshake: srv.handshake()}); err != nil {
+		return err
+	}
+	rejections := newMailbox[*logv1.AppendRejection](maxStreamAnswers)
+	id := srv.answers.openStream(func(r *logv1.AppendRejection) {
+		srv.metrics.rejected(r.GetReason())
+		rejections.put(r)
+	})
+	defer func() {
+		srv.answers.closeStream(id)
+		_ = srv.post(srv.ctx, StreamClosed{Stream: id})
+	}()
+	return duplex(stream.Context(),
+		func(ctx context.Context) error {
+			for request := first; ; {
+				for _, p := range request.GetProposals() {
+					if err := srv.post(ctx, Propose{Stream: id, Proposal: p}); err != nil {
+						return err
+					}
+				}
+				if request, err = stream.Recv(); err != nil {
+					return err
+				}
+			}
+		},
+		func(ctx context.Context) error {
+			for {
+				batch, err := rejections.take(ctx)
+				if err != nil {
+					return err
+				}
+				if err := stream.Send(&logv1.AppendResponse{Rejections: batch}); err != nil {
+					return err
+				}
+			}
+		}, srv)
+}
+
+// ReadRound implements LogService.
+func (s *service) ReadRound(stream logv1.LogService_ReadRoundServer) error {
+	srv := s.server
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if err := srv.checkCaller(first.GetHandshake()); err != nil {
+		return err
+	}
+	if err := stream.Send(&logv1.ReadRoundResponse{Handshake: srv.handshake()}); err != nil {
+		return err
+	}
+	answers := newMailbox[*logv1.ReadRoundResponse](2 * maxStreamRounds)
+	var underWay atomic.Int32
+	return duplex(stream.Context(),
+		func(ctx context.Context) error {
+			for request := first; ; {
+				if id := request.GetId(); id != 0 {
+					if underWay.Add(1) > maxStreamRounds {
+						underWay.Add(-1)
+						answers.put(&logv1.ReadRoundResponse{Id: id, Failure: failureTooMany})
+					} else {
+						began := time.Now()
+						token := srv.answers.expectRound(func(r RoundResult) {
+							underWay.Add(-1)
+							srv.metrics.round(r, time.Since(began))
+							answers.put(&logv1.ReadRoundResponse{Id: id, Index: r.Index, Failure: r.Failure})
+						})
+						if err := srv.post(ctx, AskRound{Token: token}); err != nil {
+							return err
+						}
+					}
+				}
+				if request, err = stream.Recv(); err != nil {
+					return err
+				}
+			}
+		},
+		func(ctx context.Context) error {
+			for {
+				batch, err := answers.take(ctx)
+				if err != nil {
+					return err
+				}
+				for _, answer := range batch {
+					if err := stream.Send(answer); err != nil {
+						return err
+					}
+				}
+			}
+		}, srv)
+}
+
+// duplex runs both directions of a stream until one of them ends. A caller that has said all it wants to still gets
+// what it waits for.
+func duplex(parent context.Context, receive, send func(ctx context.Context) error, srv *Server) error {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	stopped := context.AfterFunc(srv.ctx, cancel)
+	defer stopped()
+	received := make(chan error, 1)
+	sent := make(chan error, 1)
+	go func() { received <- receive(ctx) }()
+	go func() { sent <- send(ctx) }()
+	for {
+		select {
+		case err := <-received:
+			if !errors.Is(err, io.EOF) {
+				cancel()
+				<-sent
+				return callerError(err, srv)
+			}
+			received = nil
+		case err := <-sent:
+			cancel()
+			return callerError(err, srv)
+		case <-ctx.Done():
+			<-sent
+			return callerError(ctx.Err(), srv)
+		}
+	}
+}
+
+// callerError is what a caller is told of the end of its stream.
+func callerError(err error, srv *Server) error {
+	switch {
+	case srv.ctx.Err() != nil, errors.Is(err, ErrStopped):
+		return status.Error(codes.Unavailable, "this member is shutting down")
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the stream has ended")
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "the stream has ended")
+	}
+	return err
+}
+
+// Tail implements LogService.
+func (s *service) Tail(request *logv1.TailRequest, stream logv1.LogService_TailServer) error {
+	srv := s.server
+	if err := srv.checkCaller(request.GetHandshake()); err != nil {
+		return err
+	}
+	next := request.GetFromIndex()
+	if next == 0 {
+		return status.Error(codes.InvalidArgument, "from_index must be at least 1")
+	}
+	s.tails.Add(1)
+	defer s.tails.Add(-1)
+	maxBytes := int(request.GetMaxBytes())
+	if maxBytes == 0 {
+		maxBytes = defaultTailBytes
+	}
+	maxBytes = min(maxBytes, maxTailBytes)
+	heartbeat := time.NewTimer(srv.config.TailHeartbeat)
+	defer heartbeat.Stop()
+	response := &logv1.TailResponse{Handshake: srv.handshake()}
+	checked := next == 1
+	var sentMembership *logv1.Membership
+	// due is set when something must be said even without entries.
+	for due := true; ; {
+		view := srv.published.view()
+		if !checked && view.index+1 >= next {
+			if err := s.checkContinuity(next-1, request.GetPreviousTerm()); err != nil {
+				return err
+			}
+			checked = true
+		}
+		if checked && view.index >= next {
+			entries, err := srv.published.read(next, maxBytes)
+			if err != nil {
+				return s.readError(next, err)
+			}
+			response.Entries = entries
+			next += uint64(len(entries))
+		}
+		if view.membership != sentMembership {
+			response.Membership, sentMembership = view.membership, view.membership
+			due = true
+		}
+		if due || len(response.Entries) > 0 {
+			response.PublishedIndex, response.FirstIndex = view.index, srv.storage.FirstIndex()
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+			srv.metrics.tailed(response)
+			response, due = &logv1.TailResponse{}, false
+			heartbeat.Reset(srv.config.TailHeartbeat)
+			continue
+		}
+		select {
+		case <-view.changed:
+		case <-heartbeat.C:
+			due = true
+		case <-stream.Context().Done():
+			return callerError(stream.Context().Err(), srv)
+		case <-srv.ctx.Done():
+			return callerError(ErrStopped, srv)
+		}
+	}
+}
+
+// checkContinuity compares what a mirror has applied with what is published here, where this member still has it.
+func (s *service) checkContinuity(index, term uint64) error {
+	if index < s.server.storage.FirstIndex() {
+		if index+1 >= s.server.storage.FirstIndex() {
+			return nil
+		}
+		return s.readError(index+1, nil)
+	}
+	mine, err := s.server.published.term(index)
+	if err != nil {
+		return s.readError(index, err)
+	}
+	if mine != term {
+		return status.Errorf(codes.FailedPrecondition, "entry %d is of term %d in this log, not of %d: this is another log", index, mine, term)
+	}
+	return nil
+}
+
+// readError tells a mirror why entries can't be had. Trimmed entries are no failure of this member; others are.
+func (s *service) readError(index uint64, err error) error {
+	if first := s.server.storage.FirstIndex(); index < first {
+		return status.Errorf(codes.OutOfRange, "entry %d was trimmed, the log begins at %d: bootstrap from a checkpoint", index, first)
+	}
+	if s.server.ctx.Err() != nil {
+		return callerError(ErrStopped, s.server)
+	}
+	s.server.fail(err)
+	return status.Errorf(codes.DataLoss, "entry %d can't be read here", index)
+}
+
+// TransferLeadership implements LogService.
+func (s *service) TransferLeadership(ctx context.Context, r *logv1.TransferLeadershipRequest) (*logv1.TransferLeadershipResponse, error) {
+	leader, err := s.server.transfer(ctx, r.GetTargetId())
+	switch {
+	case err == nil:
+		return &logv1.TransferLeadershipResponse{LeaderId: leader}, nil
+	case errors.Is(err, ErrTransfer):
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return nil, callerError(err, s.server)
+}
+
+// Status implements LogService.
+func (s *service) Status(context.Context, *logv1.StatusRequest) (*logv1.StatusResponse, error) {
+	answer := s.server.Status()
+	answer.TailStreams = uint32(s.tails.Load())
+	return answer, nil
+}
+
+// Status tells what this member knows of itself and of the others; after the end, what it knew last.
+func (s *Server) Status() *logv1.StatusResponse {
+	s.query(func(m *Member) {
+		state := m.State()
+		s.last.Store(&state)
+	})
+	state := s.last.Load()
+	view := s.published.view()
+	answer := &logv1.StatusResponse{Handshake: s.handshake(), LeaderId: state.Leader, Term: state.Term,
+		CommitIndex: state.Commit, PublishedIndex: view.index, FirstIndex: state.First, LastIndex: state.Last,
+		LogTimeNanoseconds: state.LogTime, Membership: view.membership, DiskUsedBytes: uint64(s.storage.DiskBytes()),
+		Version: s.config.Version, AppendStreams: uint32(s.answers.openStreams()), Publication: s.config.Publication.String()}
+	if state.NoSpace {
+		answer.Alarms = append(answer.Alarms, "no space for the log: appends are refused")
+	}
+	if state.Stalled {
+		answer.Alarms = append(answer.Alarms, "the disk does not take writes")
+	}
+	for _, m := range view.membership.GetMembers() {
+		health := &logv1.MemberStatus{Id: m.Id, LastHeardMilliseconds: -1, RoundTripMicroseconds: -1, MatchIndex: state.Matches[m.Id]}
+		if m.Id == s.id {
+			health.LastHeardMilliseconds, health.RoundTripMicroseconds = 0, 0
+		} else {
+			h := s.transport.Health(m.Id)
+			if h.RoundTrip >= 0 {
+				health.RoundTripMicroseconds = h.RoundTrip.Microseconds()
+			}
+			if !h.LastHeard.IsZero() {
+				health.LastHeardMilliseconds = time.Since(h.LastHeard).Milliseconds()
+			}
+		}
+		answer.Members = append(answer.Members, health)
+	}
+	return answer
+}
+
+// checkCaller looks at the handshake of a frontend or an operator.
+func (s *Server) checkCaller(h *logv1.Handshake) error {
+	if h == nil {
+		return status.Error(codes.InvalidArgument, "the first message of a stream must hold a handshake")
+	}
+	return s.checkLog(h)
+}
+
+// mailbox is a bounded queue between the loop, which must not block, and a stream, which may. It drops what comes when
+// it is full.
+type mailbox[T any] struct {
+	mu    sync.Mutex
+	items []T
+	limit int
+	wake  chan struct{}
+}
+
+func newMailbox[T any](limit int) *mailbox[T] {
+	return &mailbox[T]{limit: limit, wake: make(chan struct{}, 1)}
+}
+
+func (m *mailbox[T]) put(item T) {
+	m.mu.Lock()
+	if len(m.items) < m.limit {
+		m.items = append(m.items, item)
+	}
+	m.mu.Unlock()
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for at least one item.
+func (m *mailbox[T]) take(ctx context.Context) ([]T, error) {
+	for {
+		m.mu.Lock()
+		items := m.items
+		m.items = nil
+		m.mu.Unlock()
+		if len(items) > 0 {
+			return items, nil
+		}
+		select {
+		case <-m.wake:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
