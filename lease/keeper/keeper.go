@@ -1,0 +1,376 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Errors of Renew and TimeToLive.
+var (
+	// ErrLeaseNotFound: the log says that there is no such lease.
+	ErrLeaseNotFound = errors.New("keeper: lease not found")
+	// ErrUnavailable: this frontend cannot vouch for an answer now. The lease may well live.
+	ErrUnavailable = errors.New("keeper: cannot vouch for the lease")
+	// ErrNotOwner: the lease is not owned by this frontend's session; of Owned only.
+	ErrNotOwner = errors.New("keeper: lease is owned elsewhere")
+)
+
+// Mirror is what the keeper needs of the frontend's mirror.
+type Mirror interface {
+	// Propose returns when the command was applied here, or with an error when nothing is known of it. The result says
+	// what apply decided; its Err wraps statemachine.ErrLeaseNotFound where there is no such lease.
+	Propose(ctx context.Context, command *commandv1.Command) (result, error)
+	// SessionHolder returns this frontend's session, and until when, on Config.Clock, it may act as its holder. It is
+	// called under the keeper's lock: it must not wait.
+	SessionHolder() (session uint64, until time.Duration, ok bool)
+	// Linearize returns once everything that was acknowledged anywhere before the call is applied here.
+	Linearize(ctx context.Context) (index uint64, err error)
+}
+
+// Leases is the replicated table as applied here.
+type Leases interface {
+	Lease(id int64) (info, bool)
+}
+
+// Config of a keeper.
+type Config struct {
+	Mirror Mirror
+	Leases Leases
+	// Clock is CLOCK_BOOTTIME since any fixed point: it must go on while the process or the machine sleeps.
+	Clock func() time.Duration
+	// AskOwner asks the frontend whose session owns a lease how long it has left (its Owned). Nil: nobody can be asked.
+	AskOwner func(ctx context.Context, session uint64, id int64) (remaining, granted time.Duration, err error)
+
+	// MaxExpirations and MaxAdoptions bound the proposals in flight; 256 and 1024 by default. MaxWaitingAdoptions bounds
+	// those that wait for their turn, 100,000 by default; past it renewals of leases owned elsewhere get ErrUnavailable.
+	MaxExpirations, MaxAdoptions, MaxWaitingAdoptions int
+	// ProposalTimeout bounds how long a proposal is waited for; 10 s by default. Past it the outcome counts as unknown.
+	ProposalTimeout time.Duration
+	// DecisionTimeout bounds how long a renewal waits for a proposal; 5 s by default.
+	DecisionTimeout time.Duration
+	// RetryMinimum and RetryMaximum bound the pause before the end of a lease is proposed again; 250 ms and 5 s.
+	RetryMinimum, RetryMaximum time.Duration
+
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
+	// Registerer takes the keeper's metrics; nil for none.
+	Registerer prometheus.Registerer
+}
+
+func (c Config) withDefaults() Config {
+	for _, f := range []struct {
+		field *int
+		value int
+	}{{&c.MaxExpirations, 256}, {&c.MaxAdoptions, 1024}, {&c.MaxWaitingAdoptions, 100_000}} {
+		if *f.field <= 0 {
+			*f.field = f.value
+		}
+	}
+	for _, f := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.ProposalTimeout, 10 * time.Second}, {&c.DecisionTimeout, 5 * time.Second},
+		{&c.RetryMinimum, 250 * time.Millisecond}, {&c.RetryMaximum, 5 * time.Second},
+	} {
+		if *f.field <= 0 {
+			*f.field = f.value
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+// Keeper keeps the leases that this frontend's session owns. See the package comment.
+type Keeper struct {
+	config  Config
+	metrics *metrics
+
+	// context ends with Close; proposals run under it.
+	context context.Context
+	cancel  context.CancelFunc
+	// running are the keeper's goroutines.
+	running sync.WaitGroup
+	// sooner wakes the goroutine that keeps the time when a deadline may have come nearer.
+	sooner chan struct{}
+
+	mu     sync.Mutex
+	core   *core
+	closed bool
+	// alarm is when the goroutine that keeps the time will look next; only with alarmSet.
+	alarm    time.Duration
+	alarmSet bool
+	// logTime and logTimeAt are the last stamp applied and when that was, on Config.Clock.
+	logTime   int64
+	logTimeAt time.Duration
+}
+
+// New starts a keeper. Leases that the session already owns, as after a change of the state underneath, start at TTL + S:
+// see Resume.
+func New(config Config) *Keeper {
+	config = config.withDefaults()
+	k := &Keeper{
+		config: config,
+		sooner: make(chan struct{}, 1),
+		core: newCore(limits{
+			expirations: config.MaxExpirations, adoptions: config.MaxAdoptions, waitingAdoptions: config.MaxWaitingAdoptions,
+			retryMinimum: config.RetryMinimum, retryMaximum: config.RetryMaximum,
+		}),
+	}
+	k.context, k.cancel = context.WithCancel(context.Background())
+	k.metrics = newMetrics(k)
+	k.running.Add(1)
+	go k.keepTime()
+	return k
+}
+
+// Close ends the keeper's goroutines and waits for them. Renewals afterwards get ErrUnavailable.
+func (k *Keeper) Close() {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.cancel()
+	k.running.Wait()
+	k.metrics.unregister(k.config.Registerer)
+}
+
+// moment is read under mu, just before a decision: first the hold on the session, then the clock, so that a pause
+// between the two can only make the hold look shorter.
+func (k *Keeper) moment() moment {
+	session, until, ok := k.config.Mirror.SessionHolder()
+	return moment{session: session, until: until, held: ok, now: k.config.Clock()}
+}
+
+// step hands an event to the core and begins what it wants done. The caller holds mu.
+func (k *Keeper) step(e event) effects {
+	done := k.core.step(e, k.moment())
+	if !k.closed {
+		for _, id := range done.adopt {
+			k.running.Add(1)
+			go k.proposeAdoption(id)
+		}
+		for _, x := range done.expire {
+			k.running.Add(1)
+			go k.proposeExpiry(x)
+		}
+	}
+	if at, ok := k.core.next(); ok && (!k.alarmSet || at < k.alarm) {
+		k.alarm, k.alarmSet = at, true
+		select {
+		case k.sooner <- struct{}{}:
+		default:
+		}
+	}
+	return done
+}
+
+// apply is Applied's step.
+func (k *Keeper) apply(changes []change, logTime int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.logTime, k.logTimeAt = logTime, k.config.Clock()
+	for _, c := range changes {
+		k.step(event{kind: eventChanged, change: c})
+	}
+}
+
+// Renew renews a lease and returns its TTL in seconds. ErrLeaseNotFound: there is none. ErrUnavailable: nothing is known,
+// the caller ends the client's keep-alive stream. A lease of another owner, or of none, is adopted first.
+func (k *Keeper) Renew(ctx context.Context, id int64) (ttlSeconds int64, err error) {
+	k.mu.Lock()
+	if k.closed {
+		k.mu.Unlock()
+		return 0, ErrUnavailable
+	}
+	done := k.step(event{kind: eventRenew, id: id})
+	k.mu.Unlock()
+	if done.verdict == verdictConfirmed {
+		return int64(done.ttl / time.Second), nil
+	}
+	return k.renewSlowly(ctx, id, done)
+}
+
+// renewRounds bounds how often one renewal begins again because the lease changed while it waited.
+const renewRounds = 8
+
+// renewSlowly goes on with a renewal that could not be decided at once.
+func (k *Keeper) renewSlowly(ctx context.Context, id int64, done effects) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.config.DecisionTimeout)
+	defer cancel()
+	for range renewRounds {
+		switch done.verdict {
+		case verdictConfirmed:
+			return int64(done.ttl / time.Second), nil
+		case verdictUnavailable:
+			return 0, ErrUnavailable
+		case verdictWait:
+			select {
+			case <-done.wait.done:
+			case <-ctx.Done():
+				return 0, ErrUnavailable
+			case <-k.context.Done():
+				return 0, ErrUnavailable
+			}
+			switch done.wait.outcome {
+			case outcomeNotFound:
+				return 0, ErrLeaseNotFound
+			case outcomeUnknown, outcomeVoid:
+				return 0, ErrUnavailable
+			}
+			done = k.lockedStep(event{kind: eventRenew, id: id})
+		case verdictElsewhere:
+			if _, err := k.known(ctx, id); err != nil {
+				return 0, err
+			}
+			done = k.lockedStep(event{kind: eventAdopt, id: id})
+		}
+	}
+	return 0, ErrUnavailable
+}
+
+func (k *Keeper) lockedStep(e event) effects {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return effects{verdict: verdictUnavailable}
+	}
+	return k.step(e)
+}
+
+// known looks a lease up in the table. That it is missing here says nothing until this mirror has caught up with what was
+// acknowledged elsewhere.
+func (k *Keeper) known(ctx context.Context, id int64) (info, error) {
+	if in, ok := k.config.Leases.Lease(id); ok {
+		return in, nil
+	}
+	if _, err := k.config.Mirror.Linearize(ctx); err != nil {
+		return info{}, ErrUnavailable
+	}
+	in, ok := k.config.Leases.Lease(id)
+	if !ok {
+		return info{}, ErrLeaseNotFound
+	}
+	return in, nil
+}
+
+// Owned returns how long a lease of this frontend's own session has left. ErrNotOwner where it is not owned here;
+// ErrUnavailable where the hold on the session has lapsed.
+func (k *Keeper) Owned(id int64) (remaining, granted time.Duration, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m := k.moment()
+	r := k.core.records[id]
+	switch {
+	case k.closed || !m.holder():
+		return 0, 0, ErrUnavailable
+	case r == nil || r.owner != m.session:
+		return 0, 0, ErrNotOwner
+	}
+	return max(0, r.deadline-m.now), r.ttl, nil
+}
+
+// TimeToLive returns how long a lease has left before its end may be proposed, and its TTL, as its owner knows it. A
+// lease without an owner ends by log time, which nobody renews.
+func (k *Keeper) TimeToLive(ctx context.Context, id int64) (remaining, granted time.Duration, err error) {
+	if remaining, granted, err = k.Owned(id); err == nil {
+		return remaining, granted, nil
+	}
+	in, err := k.known(ctx, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	ttl := time.Duration(in.TTLSeconds) * time.Second
+	if in.Orphaned {
+		k.mu.Lock()
+		logTime := k.logTime + int64(k.config.Clock()-k.logTimeAt)
+		k.mu.Unlock()
+		return min(max(0, ttl+time.Duration(in.OrphanStamp-logTime)), 2*ttl), ttl, nil
+	}
+	session, _, _ := k.config.Mirror.SessionHolder()
+	if k.config.AskOwner == nil || in.Owner == session {
+		return 0, 0, ErrUnavailable
+	}
+	remaining, granted, err = k.config.AskOwner(ctx, in.Owner, id)
+	if err != nil {
+		return 0, 0, errors.Join(ErrUnavailable, err)
+	}
+	return remaining, granted, nil
+}
+
+func (k *Keeper) proposeAdoption(id int64) {
+	defer k.running.Done()
+	o := k.propose(&commandv1.Command{Operation: &commandv1.Command_LeaseAdopt{
+		LeaseAdopt: &commandv1.LeaseAdopt{Id: id},
+	}})
+	k.lockedStep(event{kind: eventAdoptDecided, id: id, outcome: o})
+}
+
+func (k *Keeper) proposeExpiry(x expiry) {
+	defer k.running.Done()
+	o := k.propose(&commandv1.Command{Operation: &commandv1.Command_LeaseExpire{
+		LeaseExpire: &commandv1.LeaseExpire{Id: x.id, OwnerIndex: x.ownerIndex},
+	}})
+	if o == outcomeUnknown {
+		k.config.Logger.Debug("the end of a lease is not decided yet", "lease", x.id)
+	}
+	k.lockedStep(event{kind: eventExpireDecided, id: x.id, ownerIndex: x.ownerIndex, outcome: o})
+}
+
+// propose makes one proposal and waits for what became of it.
+func (k *Keeper) propose(c *commandv1.Command) outcome {
+	ctx, cancel := context.WithTimeout(k.context, k.config.ProposalTimeout)
+	defer cancel()
+	r, err := k.config.Mirror.Propose(ctx, c)
+	switch {
+	case err != nil:
+		return outcomeUnknown
+	case r.Err == nil:
+		return outcomeApplied
+	case errors.Is(r.Err, errLeaseNotFound):
+		return outcomeNotFound
+	default:
+		return outcomeVoid
+	}
+}
+
+// longestSleep bounds the timer: it may stand still while the machine sleeps, Config.Clock does not.
+const longestSleep = time.Second
+
+// keepTime is the goroutine that ticks when a lease is due.
+func (k *Keeper) keepTime() {
+	defer k.running.Done()
+	timer := time.NewTimer(longestSleep)
+	defer timer.Stop()
+	for {
+		timer.Reset(k.tick())
+		select {
+		case <-timer.C:
+		case <-k.sooner:
+		case <-k.context.Done():
+			return
+		}
+	}
+}
+
+// tick lets the core propose what is due and returns how long to sleep.
+func (k *Keeper) tick() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if now := k.config.Clock(); !k.alarmSet || now >= k.alarm {
+		k.alarmSet = false
+		k.step(event{kind: eventTick})
+	}
+	sleep := time.Hour
+	if k.alarmSet {
+		sleep = min(max(k.alarm-k.config.Clock(), 0), longestSleep)
+	}
+	return sleep
+}

@@ -1,0 +1,248 @@
+package watch
+
+import (
+	"container/heap"
+	"errors"
+)
+
+// sweep orders the lagging watches so that one pass over history, from old to new, serves all of them: whoever waits
+// behind the pass's place waits for the next one. A pass ends at the revision that was the present one when it began,
+// so that a crowd of watches which are nearly there cannot hold up those behind.
+type sweep struct {
+	ahead, behind watchHeap
+	// cursor is the lowest revision that this pass still reads; end is where it ends.
+	cursor, end int64
+}
+
+func (s *sweep) empty() bool { return len(s.ahead.watches)+len(s.behind.watches) == 0 }
+
+func (s *sweep) add(w *watch) {
+	if w.next < s.cursor {
+		w.behind = true
+		heap.Push(&s.behind, w)
+		return
+	}
+	w.behind = false
+	heap.Push(&s.ahead, w)
+}
+
+func (s *sweep) remove(w *watch) {
+	if w.behind {
+		heap.Remove(&s.behind, int(w.at))
+		return
+	}
+	heap.Remove(&s.ahead, int(w.at))
+}
+
+// turn begins another pass where this one has come to its end.
+func (s *sweep) turn(revision int64) {
+	if len(s.ahead.watches) > 0 && (s.ahead.watches[0].next <= s.end || len(s.behind.watches) == 0) {
+		return
+	}
+	for _, w := range s.behind.watches {
+		w.behind = false
+		s.ahead.Push(w)
+	}
+	s.behind.watches = nil
+	heap.Init(&s.ahead)
+	s.cursor, s.end = 0, revision
+}
+
+// take removes the watches that a slice of history from the lowest next on concerns: at most limit, and none whose next
+// lies revisions or more above the lowest, or above the highest revision.
+func (s *sweep) take(revisions int64, highest int64, limit int) (cohort []*watch, from, to int64) {
+	from = s.ahead.watches[0].next
+	to = min(from+revisions-1, highest)
+	for len(s.ahead.watches) > 0 && len(cohort) < limit && s.ahead.watches[0].next <= to {
+		cohort = append(cohort, heap.Pop(&s.ahead).(*watch))
+	}
+	s.cursor = max(s.cursor, from)
+	return cohort, from, to
+}
+
+// watchHeap is a heap by next. Each watch knows its place.
+type watchHeap struct{ watches []*watch }
+
+func (h *watchHeap) Len() int           { return len(h.watches) }
+func (h *watchHeap) Less(i, j int) bool { return h.watches[i].next < h.watches[j].next }
+func (h *watchHeap) Swap(i, j int) {
+	h.watches[i], h.watches[j] = h.watches[j], h.watches[i]
+	h.watches[i].at, h.watches[j].at = int32(i), int32(j)
+}
+
+func (h *watchHeap) Push(x any) {
+	w := x.(*watch)
+	w.at = int32(len(h.watches))
+	h.watches = append(h.watches, w)
+}
+
+func (h *watchHeap) Pop() any {
+	last := len(h.watches) - 1
+	w := h.watches[last]
+	h.watches[last] = nil
+	h.watches = h.watches[:last]
+	if last == 0 {
+		h.watches = nil
+	}
+	return w
+}
+
+// readHistory is the goroutine that lets lagging watches catch up.
+func (h *Hub) readHistory() {
+	defer h.stopped.Done()
+	for {
+		select {
+		case <-h.work:
+		case <-h.stop:
+			return
+		}
+		for h.catchUp() {
+			select {
+			case <-h.stop:
+				return
+			default:
+			}
+		}
+	}
+}
+
+// catchUp reads one slice of history and hands it to the watches that it concerns. It returns whether there is more to
+// do at once. Only one goroutine calls it.
+func (h *Hub) catchUp() (more bool) {
+	h.mu.Lock()
+	// Taken under the lock, the view reaches at least to h.revision.
+	v := h.history.acquire()
+	cohort, from, to := h.takeCohort(v)
+	more = !h.sweep.empty()
+	h.wakeTouched()
+	h.mu.Unlock()
+	defer v.Release()
+	if len(cohort) == 0 {
+		return more && from <= to
+	}
+	f, to, err := h.readSlice(v, cohort, from, to)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	defer h.wakeTouched()
+	if err != nil {
+		h.historyFailed(cohort, err)
+	} else {
+		h.deliverSlice(f, cohort, to)
+	}
+	return !h.sweep.empty()
+}
+
+// takeCohort takes the watches whose turn it is, cancels those whose revision is compacted and makes live those who need
+// no history. An empty cohort with from > to says that history does not reach far enough yet; Applied comes back to it.
+func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
+	if h.sweep.empty() {
+		return nil, 1, 0
+	}
+	h.sweep.turn(h.revision)
+	taken, from, to := h.sweep.take(int64(h.config.CatchUpRevisions), v.Revision(), h.config.CatchUpWatches)
+	compacted := v.CompactRevision()
+	for _, w := range taken {
+		switch {
+		case w.next < compacted:
+			w.state = stateReading
+			h.cancelCompacted(w, compacted)
+		default:
+			w.state = stateReading
+			cohort = append(cohort, w)
+		}
+	}
+	if len(cohort) > 0 {
+		from = max(from, compacted)
+	}
+	return cohort, from, to
+}
+
+// readSlice reads history in [from, to] for the cohort, without the lock: nobody else changes a watch that is reading,
+// but for its state. It returns the last revision that was read whole.
+func (h *Hub) readSlice(v view, cohort []*watch, from, to int64) (*fanout, int64, error) {
+	ix := newIndex()
+	for _, w := range cohort {
+		g := ix.group(w.group.span, nil)
+		g.watches = append(g.watches, w)
+	}
+	f := &fanout{previous: previousIn(v)}
+	var visited, bytes int
+	last := from - 1
+	stopped := false
+	err := v.History(from, to, func(kv version) bool {
+		if kv.ModRevision != last && (visited >= h.config.CatchUpEvents || bytes >= h.config.CatchUpBytes) {
+			stopped = true
+			return false
+		}
+		last = kv.ModRevision
+		visited++
+		e := event{revision: kv.ModRevision, put: !kv.Tombstone, key: kv.Key, kv: kv.Encoded}
+		e.previousKnown = e.put && kv.Version == 1
+		if f.add(ix, e) {
+			bytes += len(kv.Encoded)
+		}
+		return true
+	})
+	h.metrics.historyEvents.Add(float64(visited))
+	if stopped {
+		to = last
+	}
+	return f, to, err
+}
+
+// previousIn looks up the version before an event in a view; nil where there was none or it is compacted. Within a
+// revision a key changes at most once, so that the version before an event is the key's at the revision before.
+func previousIn(v view) func(*event) []byte {
+	return func(e *event) []byte {
+		previous, ok, err := v.Get(e.key, e.revision-1)
+		if err != nil || !ok {
+			return nil
+		}
+		return previous.Encoded
+	}
+}
+
+// deliverSlice queues what was read up to revision to, and sends each watch where it belongs next.
+func (h *Hub) deliverSlice(f *fanout, cohort []*watch, to int64) {
+	f.each(func(w *watch, b bundle) {
+		if w.state == stateReading && !w.stream.pushEvents(w, b, to) {
+			h.metrics.fallbacks.Inc()
+			w.next = b.first
+			w.stream.park(w)
+		}
+	})
+	for _, w := range cohort {
+		if w.state != stateReading {
+			continue
+		}
+		w.next = max(w.next, to+1)
+		h.sweep.cursor = max(h.sweep.cursor, to+1)
+		if w.next > h.revision {
+			h.joinLive(w)
+			h.caughtUp(w)
+		} else {
+			w.state = stateQueued
+			h.sweep.add(w)
+		}
+	}
+}
+
+// historyFailed decides what becomes of watches whose slice could not be read.
+func (h *Hub) historyFailed(cohort []*watch, err error) {
+	v := h.history.acquire()
+	compacted := v.CompactRevision()
+	v.Release()
+	for _, w := range cohort {
+		switch {
+		case w.state != stateReading:
+		case errors.Is(err, errHistoryCompacted) && w.next <= compacted:
+			h.cancelCompacted(w, compacted)
+		case errors.Is(err, errHistoryCompacted):
+			w.state = stateQueued
+			h.sweep.add(w)
+		default:
+			h.config.Logger.Error("watch canceled: history cannot be read", "revision", w.next, "error", err)
+			h.cancel(w, ErrHistory, 0)
+		}
+	}
+}
