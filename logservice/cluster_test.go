@@ -71,6 +71,7 @@ func bubble(t *testing.T, config func(region string, c *Config), test func(t *te
 				s.Kill()
 			}
 			c.net.Close()
+			time.Sleep(10 * time.Second) // whoever still waits for something ends
 		}()
 		for _, region := range c.regions {
 			c.start(region)
