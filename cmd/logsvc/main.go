@@ -1,0 +1,188 @@
+// Command logsvc runs one member of the log service.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/logmirror/logmirror/internal/flagfile"
+	"github.com/logmirror/logmirror/internal/observe"
+	"github.com/logmirror/logmirror/internal/tlsfiles"
+	"github.com/logmirror/logmirror/internal/version"
+	"github.com/logmirror/logmirror/logservice"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "logsvc:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	name, region, listen, advertise, dataDir string
+	initialCluster                           string
+	leaderPolicy, publication                string
+	metricsListen                            string
+	insecure                                 bool
+	logLevel                                 string
+	tls, peerTLS                             tlsfiles.Files
+}
+
+func newCommand() *cobra.Command {
+	var o options
+	command := &cobra.Command{
+		Use:           "logsvc --name N --region R --listen ADDR --data-dir DIR --initial-cluster N1=ADDR1,N2=ADDR2,…",
+		Short:         "One member of the log service",
+		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if err := flagfile.Load(command.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			return run(command.Context(), o)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&o.name, "name", "", "name of this member, as in --initial-cluster; never reused")
+	flags.StringVar(&o.region, "region", "", "region that this member is in")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:2380", "`address` to serve frontends, operators and other members on")
+	flags.StringVar(&o.advertise, "advertise", "", "`address` where others reach this member (default: the one in --initial-cluster)")
+	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of this member's log")
+	flags.StringVar(&o.initialCluster, "initial-cluster", "",
+		"members that begin the log, as `NAME=ADDRESS,…`: the same names at all of them, and at every start")
+	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none or fixed=`REGION`")
+	flags.StringVar(&o.publication, "publication", "quorum",
+		"how members learn that an entry is committed, the same at all of them: `quorum` (one round trip) or leader (stock Raft)")
+	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
+	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
+	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	o.tls.AddServerFlags(flags)
+	o.peerTLS.AddPeerFlags(flags)
+	flagfile.AddConfigFlag(flags)
+	return command
+}
+
+// run runs a member until ctx ends or the member can't go on.
+func run(ctx context.Context, o options) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	config, err := o.config(logger)
+	if err != nil {
+		return err
+	}
+	registry := observe.NewRegistry()
+	config.Registerer = prometheus.Registerer(registry)
+	if config.Listener, err = net.Listen("tcp", o.listen); err != nil {
+		return fmt.Errorf("--listen %s: %w", o.listen, err)
+	}
+	server, err := logservice.Start(config)
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+	if o.metricsListen != "" {
+		metrics, err := observe.Start(o.metricsListen, registry, health(server), logger)
+		if err != nil {
+			return err
+		}
+		defer metrics.Stop()
+	}
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+		return nil
+	case <-server.Done():
+		return server.Err()
+	}
+}
+
+// config checks the flags and makes everything but the listener of them.
+func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
+	c = logservice.Config{Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir,
+		Version: version.String(), Logger: logger}
+	for _, required := range []struct{ flag, value string }{
+		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir}, {"initial-cluster", o.initialCluster},
+	} {
+		if required.value == "" {
+			return c, fmt.Errorf("--%s is required", required.flag)
+		}
+	}
+	if c.InitialCluster, err = parseInitialCluster(o.initialCluster); err != nil {
+		return c, fmt.Errorf("--initial-cluster: %w", err)
+	}
+	if c.LeaderPolicy, err = logservice.ParseLeaderPolicy(o.leaderPolicy); err != nil {
+		return c, fmt.Errorf("--leader-policy: %w", err)
+	}
+	if c.Publication, err = logservice.ParsePublication(o.publication); err != nil {
+		return c, fmt.Errorf("--publication: %w", err)
+	}
+	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-")); err != nil {
+		return c, err
+	}
+	if err := tlsfiles.RequireForListener(o.listen, o.tls, o.insecure); err != nil {
+		return c, fmt.Errorf("--listen: %w", err)
+	}
+	if c.ServerCredentials, err = o.tls.Server(logger); err != nil {
+		return c, err
+	}
+	if c.PeerCredentials, err = o.peerTLS.Client(logger); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+func parseInitialCluster(text string) (members []logservice.InitialMember, err error) {
+	for _, item := range strings.Split(text, ",") {
+		name, address, found := strings.Cut(strings.TrimSpace(item), "=")
+		if !found || name == "" {
+			return nil, fmt.Errorf("%q is not NAME=ADDRESS", item)
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return nil, fmt.Errorf("member %q: %w", name, err)
+		}
+		members = append(members, logservice.InitialMember{Name: name, Address: address})
+	}
+	return members, nil
+}
+
+// health says a member is ready when it knows a leader and nothing keeps it from taking appends.
+func health(server *logservice.Server) observe.Health {
+	return observe.Health{
+		Live: func() error {
+			select {
+			case <-server.Done():
+				return errors.Join(errors.New("the member has ended"), server.Err())
+			default:
+				return nil
+			}
+		},
+		NotReady: func() []string {
+			status := server.Status()
+			reasons := status.GetAlarms()
+			if status.GetLeaderId() == 0 {
+				reasons = append(reasons, "no leader is known")
+			}
+			return reasons
+		},
+	}
+}
