@@ -109,31 +109,61 @@ func (h *Hub) readHistory() {
 // catchUp reads one slice of history and hands it to the watches that it concerns. It returns whether there is more to
 // do at once. Only one goroutine calls it.
 func (h *Hub) catchUp() (more bool) {
-	h.mu.Lock()
-	// Taken under the lock, the view reaches at least to h.revision.
-	v := h.history.acquire()
-	cohort, from, to := h.takeCohort(v)
-	more = !h.sweep.empty()
-	h.wakeTouched()
-	h.mu.Unlock()
-	defer v.Release()
-	if len(cohort) == 0 {
-		return more && from <= to
+	sl, more := h.beginSlice()
+	if sl == nil {
+		return more
 	}
-	f, to, err := h.readSlice(v, cohort, from, to)
+	sl.read(h)
+	sl.view.Release()
+	return h.endSlice(sl)
+}
+
+// slice is a piece of history that is being read for a cohort of watches.
+type slice struct {
+	view   view
+	cohort []*watch
+	// from and to are the first and last revision; read brings to nearer where a bound ended it.
+	from, to int64
+	// deliveries are what was read, worked out before the hub's lock is taken again.
+	deliveries []delivery
+	err        error
+}
+
+type delivery struct {
+	watch  *watch
+	bundle bundle
+}
+
+// beginSlice takes the watches whose turn it is. Where there are none, more says whether others may have one at once.
+func (h *Hub) beginSlice() (sl *slice, more bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer h.wakeTouched()
-	if err != nil {
-		h.historyFailed(cohort, err)
+	// Taken under the lock, the view reaches at least to h.revision.
+	v := h.history.acquire()
+	cohort, from, to := h.takeCohort(v)
+	if len(cohort) == 0 {
+		v.Release()
+		return nil, !h.sweep.empty() && from <= to
+	}
+	return &slice{view: v, cohort: cohort, from: from, to: to}, true
+}
+
+// endSlice hands out what was read.
+func (h *Hub) endSlice(sl *slice) (more bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	defer h.wakeTouched()
+	if sl.err != nil {
+		h.historyFailed(sl)
 	} else {
-		h.deliverSlice(f, cohort, to)
+		h.deliverSlice(sl)
 	}
 	return !h.sweep.empty()
 }
 
-// takeCohort takes the watches whose turn it is, cancels those whose revision is compacted and makes live those who need
-// no history. An empty cohort with from > to says that history does not reach far enough yet; Applied comes back to it.
+// takeCohort takes the watches whose turn it is and cancels those whose revision is compacted. An empty cohort with
+// from > to says that history does not reach far enough yet; Applied comes back to it.
 func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
 	if h.sweep.empty() {
 		return nil, 1, 0
@@ -142,52 +172,69 @@ func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
 	taken, from, to := h.sweep.take(int64(h.config.CatchUpRevisions), v.Revision(), h.config.CatchUpWatches)
 	compacted := v.CompactRevision()
 	for _, w := range taken {
-		switch {
-		case w.next < compacted:
-			w.state = stateReading
+		w.state = stateReading
+		if w.next < compacted {
 			h.cancelCompacted(w, compacted)
-		default:
-			w.state = stateReading
-			cohort = append(cohort, w)
+			continue
 		}
-	}
-	if len(cohort) > 0 {
-		from = max(from, compacted)
+		if len(cohort) == 0 {
+			from = w.next
+		}
+		cohort = append(cohort, w)
 	}
 	return cohort, from, to
 }
 
-// readSlice reads history in [from, to] for the cohort, without the lock: nobody else changes a watch that is reading,
-// but for its state. It returns the last revision that was read whole.
-func (h *Hub) readSlice(v view, cohort []*watch, from, to int64) (*fanout, int64, error) {
+// read reads the history without the hub's lock: nobody else changes a watch that is reading, but for its state.
+func (sl *slice) read(h *Hub) {
 	ix := newIndex()
-	for _, w := range cohort {
+	for _, w := range sl.cohort {
 		g := ix.group(w.group.span, nil)
 		g.watches = append(g.watches, w)
 	}
-	f := &fanout{previous: previousIn(v)}
+	f := fanout{previous: previousIn(sl.view)}
 	var visited, bytes int
-	last := from - 1
+	last := sl.from - 1
 	stopped := false
-	err := v.History(from, to, func(kv version) bool {
+	// latest has the encoded version of each key met, so that only its first event needs a lookup for the one before.
+	latest := make(map[string][]byte)
+	sl.err = sl.view.History(sl.from, sl.to, func(kv version) bool {
 		if kv.ModRevision != last && (visited >= h.config.CatchUpEvents || bytes >= h.config.CatchUpBytes) {
 			stopped = true
 			return false
 		}
 		last = kv.ModRevision
 		visited++
-		e := event{revision: kv.ModRevision, put: !kv.Tombstone, key: kv.Key, kv: kv.Encoded}
-		e.previousKnown = e.put && kv.Version == 1
-		if f.add(ix, e) {
-			bytes += len(kv.Encoded)
+		e := historyEvent(&kv)
+		if previous, ok := latest[string(kv.Key)]; ok {
+			e.previous, e.previousKnown = previous, true
+		}
+		if !f.add(ix, e) {
+			return true
+		}
+		bytes += len(kv.Encoded)
+		if kv.Tombstone {
+			latest[string(kv.Key)] = nil
+		} else {
+			latest[string(kv.Key)] = kv.Encoded
 		}
 		return true
 	})
-	h.metrics.historyEvents.Add(float64(visited))
 	if stopped {
-		to = last
+		sl.to = last
 	}
-	return f, to, err
+	if sl.err == nil {
+		f.each(func(w *watch, b bundle) { sl.deliveries = append(sl.deliveries, delivery{w, b}) })
+	}
+	h.metrics.historyEvents.Add(float64(visited))
+}
+
+func historyEvent(kv *version) event {
+	return event{
+		revision: kv.ModRevision, put: !kv.Tombstone, key: kv.Key, kv: kv.Encoded,
+		// The first version of a key has none before it.
+		previousKnown: !kv.Tombstone && kv.Version == 1,
+	}
 }
 
 // previousIn looks up the version before an event in a view; nil where there was none or it is compacted. Within a
@@ -202,21 +249,22 @@ func previousIn(v view) func(*event) []byte {
 	}
 }
 
-// deliverSlice queues what was read up to revision to, and sends each watch where it belongs next.
-func (h *Hub) deliverSlice(f *fanout, cohort []*watch, to int64) {
-	f.each(func(w *watch, b bundle) {
-		if w.state == stateReading && !w.stream.pushEvents(w, b, to) {
+// deliverSlice queues what was read and sends each watch where it belongs next.
+func (h *Hub) deliverSlice(sl *slice) {
+	for _, d := range sl.deliveries {
+		w := d.watch
+		if w.state == stateReading && !w.stream.pushEvents(w, d.bundle, sl.to) {
 			h.metrics.fallbacks.Inc()
-			w.next = b.first
+			w.next = d.bundle.first
 			w.stream.park(w)
 		}
-	})
-	for _, w := range cohort {
+	}
+	h.sweep.cursor = max(h.sweep.cursor, sl.to+1)
+	for _, w := range sl.cohort {
 		if w.state != stateReading {
 			continue
 		}
-		w.next = max(w.next, to+1)
-		h.sweep.cursor = max(h.sweep.cursor, to+1)
+		w.next = max(w.next, sl.to+1)
 		if w.next > h.revision {
 			h.joinLive(w)
 			h.caughtUp(w)
@@ -228,20 +276,17 @@ func (h *Hub) deliverSlice(f *fanout, cohort []*watch, to int64) {
 }
 
 // historyFailed decides what becomes of watches whose slice could not be read.
-func (h *Hub) historyFailed(cohort []*watch, err error) {
+func (h *Hub) historyFailed(sl *slice) {
 	v := h.history.acquire()
 	compacted := v.CompactRevision()
 	v.Release()
-	for _, w := range cohort {
+	for _, w := range sl.cohort {
 		switch {
 		case w.state != stateReading:
-		case errors.Is(err, errHistoryCompacted) && w.next <= compacted:
+		case errors.Is(sl.err, errHistoryCompacted) && w.next < compacted:
 			h.cancelCompacted(w, compacted)
-		case errors.Is(err, errHistoryCompacted):
-			w.state = stateQueued
-			h.sweep.add(w)
 		default:
-			h.config.Logger.Error("watch canceled: history cannot be read", "revision", w.next, "error", err)
+			h.config.Logger.Error("watch canceled: history cannot be read", "revision", w.next, "error", sl.err)
 			h.cancel(w, ErrHistory, 0)
 		}
 	}
