@@ -357,3 +357,6 @@ func streamError(ctx context.Context, err error) error {
 	}
 	return err
 }
+
+// FrontendID returns the id that this client tells the members.
+func (c *Client) FrontendID() uint64 { return c.config.FrontendID }

@@ -302,3 +302,16 @@ func (t *Tail) isBehind(address string, published uint64, since *time.Time) bool
 	other := t.client.tracker.best(now, address)
 	return other != nil && other.published > published
 }
+
+// TryNext returns the next batch if one has arrived. The error is as that of Next.
+func (t *Tail) TryNext() (batch Batch, ok bool, err error) {
+	select {
+	case batch := <-t.batches:
+		return batch, true, nil
+	default:
+	}
+	if t.ctx.Err() != nil {
+		return Batch{}, false, context.Cause(t.ctx)
+	}
+	return Batch{}, false, nil
+}

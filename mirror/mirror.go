@@ -1,0 +1,302 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/logclient"
+	"github.com/logmirror/logmirror/statemachine"
+)
+
+// Apply versions that this build understands.
+const (
+	applyVersionMin = 1
+	applyVersionMax = 1
+)
+
+// Mirror is one frontend's copy of the state. See the package comment.
+type Mirror struct {
+	config    Config
+	directory *dataDirectory
+	client    *logclient.Client
+	machine   *statemachine.Machine
+	observers []Observer
+	metrics   *metrics
+	session   *sessions
+	rounds    *rounds
+	ticks     *ticks
+
+	ctx        context.Context
+	cancel     context.CancelCauseFunc
+	goroutines sync.WaitGroup
+	stopOnce   sync.Once
+	// done is closed when everything has ended.
+	done chan struct{}
+
+	indexes   waiters
+	revisions waiters
+	ready     chan struct{}
+	// published is the highest published index that a member told with its tail.
+	published atomic.Uint64
+	caughtUp  atomic.Bool
+}
+
+// Start opens the data directory and begins to tail. It returns an error for what waiting cannot heal: a data directory
+// of another frontend, one in use, an invalid Config. It does not wait for the log.
+func Start(config Config) (*Mirror, error) {
+	config, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := newMetrics(config.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := openDataDirectory(config.DataDir, config.Name)
+	if err != nil {
+		return nil, err
+	}
+	logConfig := config.Log
+	logConfig.Name, logConfig.Region = config.Name, config.Region
+	logConfig.FrontendID = directory.record.FrontendID
+	logConfig.ClusterID, logConfig.Epoch = directory.record.ClusterID, directory.record.Epoch
+	if logConfig.MembersFile == "" {
+		logConfig.MembersFile = filepath.Join(config.DataDir, membersFile)
+	}
+	if logConfig.Logger == nil {
+		logConfig.Logger = config.Logger
+	}
+	client, err := logclient.Open(logConfig)
+	if err != nil {
+		directory.close()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	m := &Mirror{
+		config:    config,
+		directory: directory,
+		client:    client,
+		machine:   statemachine.New(config.StateMachine),
+		metrics:   metrics,
+		ctx:       ctx,
+		cancel:    cancel,
+		done:      make(chan struct{}),
+		ready:     make(chan struct{}),
+	}
+	m.indexes.max, m.revisions.max = config.Waiters, config.Waiters
+	m.session = newSessions(m)
+	m.rounds = newRounds(m)
+	m.ticks = newTicks(m)
+	if config.NewObservers != nil {
+		m.observers = config.NewObservers(m.machine, m)
+	}
+	if err := metrics.observe(m, config.Registerer); err != nil {
+		cancel(err)
+		client.Close()
+		directory.close()
+		return nil, err
+	}
+	m.session.start()
+	m.goroutines.Go(m.run)
+	m.goroutines.Go(m.session.persistLoop)
+	m.goroutines.Go(m.rounds.run)
+	m.goroutines.Go(m.watchClient)
+	go m.end()
+	return m, nil
+}
+
+// Stop ends the mirror and waits for its goroutines. Calls that wait get ErrStopped, as ErrNotApplied or ErrUnknown where
+// they are proposals. The session is left to end by itself, or with the next start.
+func (m *Mirror) Stop() {
+	m.fail(ErrStopped)
+	<-m.done
+}
+
+// Kill ends the mirror like a crash of the process would, for tests. Nothing is flushed on Stop either, so the two
+// differ in name only; Kill says what a test means.
+func (m *Mirror) Kill() { m.Stop() }
+
+// Done is closed when the mirror has ended.
+func (m *Mirror) Done() <-chan struct{} { return m.done }
+
+// Err says why the mirror ends or has ended; nil while it works, ErrStopped after Stop.
+func (m *Mirror) Err() error { return context.Cause(m.ctx) }
+
+func (m *Mirror) fail(err error) {
+	if m.ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+		m.config.Logger.Error("the mirror stops", "reason", err)
+	}
+	m.cancel(err)
+}
+
+// end takes everything down once the context has ended.
+func (m *Mirror) end() {
+	<-m.ctx.Done()
+	reason := context.Cause(m.ctx)
+	if !errors.Is(reason, ErrStopped) {
+		reason = fmt.Errorf("%w: %w", ErrStopped, reason)
+	}
+	m.session.stop(reason)
+	m.ticks.stop()
+	m.client.Close()
+	m.goroutines.Wait()
+	m.directory.close()
+	close(m.done)
+}
+
+// watchClient ends the mirror when the log client can never work again.
+func (m *Mirror) watchClient() {
+	select {
+	case <-m.client.Done():
+		m.fail(m.client.Err())
+	case <-m.ctx.Done():
+	}
+}
+
+// ProposeOptions say how a command is proposed.
+type ProposeOptions struct {
+	// WaitForLog lets the command wait for a log that is away until its context ends.
+	WaitForLog bool
+}
+
+// Propose hands a command to the log and waits until this mirror has applied it. The result says what apply decided.
+// The error, if there is one, matches ErrNotApplied or ErrUnknown, and beside it what the reason was: ErrUnavailable,
+// ErrOverloaded, ErrTooLarge, ErrStopped or the error of ctx. The command may be reused once Propose returns.
+func (m *Mirror) Propose(ctx context.Context, command *commandv1.Command, o ProposeOptions) (statemachine.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return statemachine.Result{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	size := proto.Size(command)
+	if size > m.config.CommandBytesMax {
+		return statemachine.Result{}, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, m.config.CommandBytesMax)
+	}
+	encoded, err := encodeInBatch(size, func(b []byte) ([]byte, error) {
+		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
+	})
+	if err != nil {
+		return statemachine.Result{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	p := &proposal{encoded: encoded, waitForLog: o.WaitForLog, done: make(chan proposalOutcome, 1)}
+	m.session.propose(p)
+	select {
+	case outcome := <-p.done:
+		return outcome.result, outcome.err
+	case <-ctx.Done():
+	}
+	// Either its outcome has come meanwhile, or leaving gives it one.
+	m.session.leave(p)
+	outcome := <-p.done
+	if outcome.err != nil {
+		outcome.err = fmt.Errorf("%w: %w", outcome.err, context.Cause(ctx))
+	}
+	return outcome.result, outcome.err
+}
+
+// Linearize returns when this mirror has applied every write that was acknowledged anywhere before the call, with an
+// index at or below which they all lie. The error matches ErrUnavailable where the log did not answer.
+func (m *Mirror) Linearize(ctx context.Context) (index uint64, err error) {
+	index, err = m.rounds.join(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return index, m.WaitApplied(ctx, index)
+}
+
+// WaitApplied returns when the entry at index has been applied. The error is ctx's, ErrOverloaded or ErrStopped.
+func (m *Mirror) WaitApplied(ctx context.Context, index uint64) error {
+	return m.indexes.wait(ctx, index, m.ctx.Done())
+}
+
+// WaitRevision returns when the key space has reached revision. The error is ctx's, ErrOverloaded or ErrStopped.
+func (m *Mirror) WaitRevision(ctx context.Context, revision int64) error {
+	return m.revisions.wait(ctx, uint64(max(revision, 0)), m.ctx.Done())
+}
+
+// Age bounds how old the state is: it held every write acknowledged anywhere up to that long ago. False while no read
+// round has been applied.
+func (m *Mirror) Age() (time.Duration, bool) { return m.rounds.age() }
+
+// AppliedIndex returns the index of the last entry that was applied.
+func (m *Mirror) AppliedIndex() uint64 { return m.indexes.reached.Load() }
+
+// Machine returns the state machine, for reading.
+func (m *Mirror) Machine() *statemachine.Machine { return m.machine }
+
+// Ready is closed when the first read round has been applied.
+func (m *Mirror) Ready() <-chan struct{} { return m.ready }
+
+// Identity tells who this frontend is at this moment.
+func (m *Mirror) Identity() Identity {
+	id := m.session.identity()
+	clusterID, epoch := m.client.Identity()
+	id.Name, id.Region, id.FrontendID = m.config.Name, m.config.Region, m.client.FrontendID()
+	id.Epoch, id.ClusterID = epoch, clusterID
+	if id.ClusterID == 0 {
+		id.ClusterID = m.machine.ClusterID()
+	}
+	return id
+}
+
+// SessionHolder returns the session that this process may act as the holder of, and until when on Config.Clock. False
+// where there is none; a time that has passed means that the session may have ended.
+func (m *Mirror) SessionHolder() (session uint64, until time.Duration, ok bool) {
+	return m.session.holder()
+}
+
+// LogStatus asks every member of the log for its status.
+func (m *Mirror) LogStatus(ctx context.Context) []logclient.MemberStatus { return m.client.Status(ctx) }
+
+// Health tells what keeps the mirror from full service, for people; empty for nothing.
+func (m *Mirror) Health() []string {
+	var degraded []string
+	if err := m.Err(); err != nil {
+		return append(degraded, "stopped: "+err.Error())
+	}
+	if since, unreachable := m.client.Unreachable(); unreachable {
+		degraded = append(degraded, fmt.Sprintf("log unreachable for %s", time.Since(since).Round(time.Second)))
+	}
+	select {
+	case <-m.ready:
+	default:
+		degraded = append(degraded, "not caught up since the start: "+m.progress())
+		return degraded
+	}
+	if age, ok := m.Age(); ok && age > 5*m.config.AgeInterval {
+		degraded = append(degraded, fmt.Sprintf("state may be %s old: %s", age.Round(100*time.Millisecond), m.progress()))
+	}
+	if reason := m.session.trouble(); reason != "" {
+		degraded = append(degraded, reason)
+	}
+	return degraded
+}
+
+func (m *Mirror) progress() string {
+	return fmt.Sprintf("applied %d of %d published", m.AppliedIndex(), m.published.Load())
+}
+
+func (m *Mirror) openPayload(incarnation uint64) []byte {
+	urls := m.config.ClientURLs
+	payload, err := proto.Marshal(&logv1.OpenSession{
+		FrontendId:      m.client.FrontendID(),
+		Incarnation:     incarnation,
+		FrontendName:    m.config.Name,
+		Region:          m.config.Region,
+		ClientUrls:      urls,
+		ApplyVersionMin: applyVersionMin,
+		ApplyVersionMax: applyVersionMax,
+	})
+	if err != nil {
+		// Only a string that is not UTF-8 can do that.
+		m.fail(fmt.Errorf("encode the opening of a session: %w", err))
+	}
+	return payload
+}
