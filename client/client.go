@@ -140,7 +140,7 @@ func (c *Client) noteIndex(ctx context.Context, method string, request, answer a
 // region: the write happens once. It asks the frontend for its log index if no answer has told one yet.
 func (c *Client) RequestID(ctx context.Context) (string, error) {
 	if c.indexSeen.Load() == 0 {
-		if _, err := c.ClusterServiceClient.Status(ctx, &kvv1.StatusRequest{}); err != nil {
+		if _, err := c.Status(ctx, &kvv1.StatusRequest{}); err != nil {
 			return "", err
 		}
 	}

@@ -62,7 +62,7 @@ func TestRefusals(t *testing.T) {
 		environment map[string]string
 		want        string
 	}{
-		"unknown key":      {file: "nmae: x\n", want: `line 1: unknown key "nmae"`},
+		"unknown key":      {file: "neme: x\n", want: `line 1: unknown key "neme"`},
 		"key twice":        {file: "name: x\nname: y\n", want: `line 2: key "name" appears twice`},
 		"bad value":        {file: "name: x\ninterval: soon\n", want: `line 2: key "interval"`},
 		"nested value":     {file: "name: {a: b}\n", want: `key "name": want a value`},
