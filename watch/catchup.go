@@ -3,6 +3,8 @@ package watch
 import (
 	"container/heap"
 	"errors"
+
+	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
 // sweep orders the lagging watches so that one pass over history, from old to new, serves all of them: whoever waits
@@ -170,11 +172,11 @@ func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
 	}
 	h.sweep.turn(h.revision)
 	taken, from, to := h.sweep.take(int64(h.config.CatchUpRevisions), v.Revision(), h.config.CatchUpWatches)
-	compacted := v.CompactRevision()
+	lowest := lowestRevision(v)
 	for _, w := range taken {
 		w.state = stateReading
-		if w.next < compacted {
-			h.cancelCompacted(w, compacted)
+		if w.next < lowest {
+			h.cancelCompacted(w, lowest)
 			continue
 		}
 		if len(cohort) == 0 {
@@ -198,7 +200,7 @@ func (sl *slice) read(h *Hub) {
 	stopped := false
 	// latest has the encoded version of each key met, so that only its first event needs a lookup for the one before.
 	latest := make(map[string][]byte)
-	sl.err = sl.view.History(sl.from, sl.to, func(kv version) bool {
+	sl.err = sl.view.History(sl.from, sl.to, func(kv keyspace.Version) bool {
 		if kv.ModRevision != last && (visited >= h.config.CatchUpEvents || bytes >= h.config.CatchUpBytes) {
 			stopped = true
 			return false
@@ -229,7 +231,7 @@ func (sl *slice) read(h *Hub) {
 	h.metrics.historyEvents.Add(float64(visited))
 }
 
-func historyEvent(kv *version) event {
+func historyEvent(kv *keyspace.Version) event {
 	return event{
 		revision: kv.ModRevision, put: !kv.Tombstone, key: kv.Key, kv: kv.Encoded,
 		// The first version of a key has none before it.
@@ -278,13 +280,13 @@ func (h *Hub) deliverSlice(sl *slice) {
 // historyFailed decides what becomes of watches whose slice could not be read.
 func (h *Hub) historyFailed(sl *slice) {
 	v := h.history.acquire()
-	compacted := v.CompactRevision()
+	lowest := lowestRevision(v)
 	v.Release()
 	for _, w := range sl.cohort {
 		switch {
 		case w.state != stateReading:
-		case errors.Is(sl.err, errHistoryCompacted) && w.next < compacted:
-			h.cancelCompacted(w, compacted)
+		case errors.Is(sl.err, keyspace.ErrCompacted) && w.next < lowest:
+			h.cancelCompacted(w, lowest)
 		default:
 			h.config.Logger.Error("watch canceled: history cannot be read", "revision", w.next, "error", sl.err)
 			h.cancel(w, ErrHistory, 0)

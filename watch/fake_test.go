@@ -5,14 +5,17 @@ import (
 	"sort"
 	"sync"
 
-	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"google.golang.org/protobuf/proto"
+
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
 // fakeSpace keeps every version ever written in a slice, which makes its answers easy to believe.
 type fakeSpace struct {
 	mu        sync.Mutex
-	versions  []version
+	versions  []keyspace.Version
 	revision  int64
 	compacted int64
 	views     int
@@ -27,14 +30,14 @@ type change struct {
 }
 
 // write publishes one revision and returns its events as apply would tell them.
-func (s *fakeSpace) write(changes ...change) []appliedEvent {
+func (s *fakeSpace) write(changes ...change) []statemachine.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	revision := s.revision + 1
-	var events []appliedEvent
+	var events []statemachine.Event
 	for _, c := range changes {
 		previous, existed := s.get([]byte(c.key), s.revision)
-		v := version{Key: []byte(c.key), ModRevision: revision, Sub: int64(len(events))}
+		v := keyspace.Version{Key: []byte(c.key), ModRevision: revision, Sub: int64(len(events))}
 		if c.value == nil {
 			if !existed {
 				continue
@@ -51,7 +54,7 @@ func (s *fakeSpace) write(changes ...change) []appliedEvent {
 			})
 		}
 		s.versions = append(s.versions, v)
-		events = append(events, appliedEvent{Put: !v.Tombstone, KV: v, Previous: previous, HasPrevious: existed})
+		events = append(events, statemachine.Event{Put: !v.Tombstone, KV: v, Previous: previous, HasPrevious: existed})
 	}
 	if len(events) > 0 {
 		s.revision = revision
@@ -67,14 +70,14 @@ func encodeKV(kv *kvv1.KeyValue) []byte {
 	return b
 }
 
-func (s *fakeSpace) get(key []byte, revision int64) (version, bool) {
+func (s *fakeSpace) get(key []byte, revision int64) (keyspace.Version, bool) {
 	for i := len(s.versions) - 1; i >= 0; i-- {
 		v := s.versions[i]
 		if v.ModRevision <= revision && string(v.Key) == string(key) {
 			return v, !v.Tombstone
 		}
 	}
-	return version{}, false
+	return keyspace.Version{}, false
 }
 
 func (s *fakeSpace) compact(revision int64) {
@@ -92,28 +95,28 @@ func (s *fakeSpace) acquire() view {
 
 type fakeView struct {
 	space               *fakeSpace
-	versions            []version
+	versions            []keyspace.Version
 	revision, compacted int64
 }
 
 func (v *fakeView) Revision() int64        { return v.revision }
 func (v *fakeView) CompactRevision() int64 { return v.compacted }
 
-func (v *fakeView) Get(key []byte, revision int64) (version, bool, error) {
+func (v *fakeView) Get(key []byte, revision int64) (keyspace.Version, bool, error) {
 	if revision < v.compacted {
-		return version{}, false, errHistoryCompacted
+		return keyspace.Version{}, false, keyspace.ErrCompacted
 	}
 	for i := len(v.versions) - 1; i >= 0; i-- {
 		if kv := v.versions[i]; kv.ModRevision <= revision && string(kv.Key) == string(key) {
 			return kv, !kv.Tombstone, nil
 		}
 	}
-	return version{}, false, nil
+	return keyspace.Version{}, false, nil
 }
 
-func (v *fakeView) History(from, to int64, visit func(version) bool) error {
-	if from < v.compacted {
-		return fmt.Errorf("from %d: %w", from, errHistoryCompacted)
+func (v *fakeView) History(from, to int64, visit func(keyspace.Version) bool) error {
+	if from <= v.compacted {
+		return fmt.Errorf("from %d: %w", from, keyspace.ErrCompacted)
 	}
 	at := sort.Search(len(v.versions), func(i int) bool { return v.versions[i].ModRevision >= from })
 	for ; at < len(v.versions) && v.versions[at].ModRevision <= to; at++ {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // Errors of this package. A watch that is refused or canceled carries one of them in Response.Err.
@@ -209,7 +211,7 @@ func (h *Hub) Close() {
 }
 
 // apply is Applied's step: it hands the events of one entry to the live watches.
-func (h *Hub) apply(events []appliedEvent, revision int64) {
+func (h *Hub) apply(events []statemachine.Event, revision int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for len(events) > 0 && !h.live.empty() {
@@ -239,7 +241,7 @@ func (h *Hub) apply(events []appliedEvent, revision int64) {
 }
 
 // responseLength returns how many of the events go into one response: whole revisions, up to MaxResponseBytes.
-func (h *Hub) responseLength(events []appliedEvent) int {
+func (h *Hub) responseLength(events []statemachine.Event) int {
 	bytes := 0
 	for i := range events {
 		if bytes > h.config.MaxResponseBytes && events[i].KV.ModRevision != events[i-1].KV.ModRevision {
@@ -250,7 +252,7 @@ func (h *Hub) responseLength(events []appliedEvent) int {
 	return len(events)
 }
 
-func liveEvent(e *appliedEvent) event {
+func liveEvent(e *statemachine.Event) event {
 	live := event{revision: e.KV.ModRevision, put: e.Put, key: e.KV.Key, kv: e.KV.Encoded, previousKnown: true}
 	if e.HasPrevious {
 		live.previous = e.Previous.Encoded
@@ -348,9 +350,9 @@ func (h *Hub) end(w *watch) {
 }
 
 // cancelCompacted ends a watch whose next revision is compacted and says so.
-func (h *Hub) cancelCompacted(w *watch, compactRevision int64) {
+func (h *Hub) cancelCompacted(w *watch, lowest int64) {
 	h.metrics.compacted.Inc()
-	h.cancel(w, ErrCompacted, compactRevision)
+	h.cancel(w, ErrCompacted, lowest)
 }
 
 // cancel ends a watch for a reason of the hub's own.

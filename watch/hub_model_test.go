@@ -7,9 +7,11 @@ import (
 	"slices"
 	"testing"
 
-	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
+
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // modelWatch is what a client knows of one of its watches.
@@ -41,14 +43,14 @@ type model struct {
 	hub     *Hub
 	streams []*modelStream
 	// behind are the entries published and not yet told to the hub.
-	behind [][]appliedEvent
+	behind [][]statemachine.Event
 	slice  *slice
 }
 
 var modelKeys = []string{"a", "b", "ba", "bb", "c", "d"}
 
 func (m *model) write() {
-	var events []appliedEvent
+	var events []statemachine.Event
 	for range rapid.IntRange(1, 3).Draw(m.t, "revisions") {
 		var changes []change
 		for _, k := range modelKeys {
@@ -148,7 +150,7 @@ func (m *model) check(s *modelStream, r Response) {
 	switch {
 	case r.Canceled:
 		if r.Err != nil {
-			if !errors.Is(r.Err, ErrCompacted) || w.through+1 >= r.CompactRevision && w.start >= r.CompactRevision {
+			if !errors.Is(r.Err, ErrCompacted) || max(w.start, w.through+1) >= r.CompactRevision {
 				m.t.Fatalf("watch from %d, complete up to %d, canceled with %+v", w.start, w.through, r)
 			}
 		}

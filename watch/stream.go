@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 )
@@ -145,13 +146,13 @@ func (s *Stream) Watch(r Request) (id int64, err error) {
 	// What a client has been told before it asks lies at or below the published revision, which may be ahead of the
 	// hub's by the entry that is on its way to it.
 	v := h.history.acquire()
-	present, compacted := max(h.revision, v.Revision()), v.CompactRevision()
+	present, lowest := max(h.revision, v.Revision()), lowestRevision(v)
 	v.Release()
 	w, err := s.newWatch(r)
 	if err != nil {
 		s.pushAnswer(Response{
 			WatchID: StreamID, Revision: present, Created: true, Canceled: true,
-			Err: err, Reason: err.Error(), CompactRevision: compactedIf(err, compacted),
+			Err: err, Reason: err.Error(), CompactRevision: lowestIf(err, lowest),
 		})
 		return StreamID, err
 	}
@@ -173,9 +174,9 @@ func (s *Stream) Watch(r Request) (id int64, err error) {
 	return w.id, nil
 }
 
-func compactedIf(err error, revision int64) int64 {
-	if err == ErrCompacted {
-		return revision
+func lowestIf(err error, lowest int64) int64 {
+	if errors.Is(err, ErrCompacted) {
+		return lowest
 	}
 	return 0
 }
