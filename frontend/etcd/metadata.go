@@ -1,0 +1,148 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/logmirror/logmirror/frontend/serving"
+)
+
+// Keys of request metadata. The package comment says what they ask for.
+const (
+	ConsistencyKey  = "logmirror-consistency"
+	MinRevisionKey  = "logmirror-min-revision"
+	TokenKey        = "logmirror-token"
+	MaxStalenessKey = "logmirror-max-staleness-milliseconds"
+	RequestIDKey    = "logmirror-request-id"
+	WaitForLogKey   = "logmirror-wait-for-log"
+)
+
+// Keys of answer metadata, beside TokenKey.
+const (
+	RegionKey      = "logmirror-region"
+	IncarnationKey = "logmirror-incarnation"
+	LogIndexKey    = "logmirror-log-index"
+	AgeKey         = "logmirror-age-microseconds"
+)
+
+// asked returns the last value of a metadata key; empty if there is none.
+func asked(md metadata.MD, key string) string {
+	if values := md.Get(key); len(values) > 0 {
+		return values[len(values)-1]
+	}
+	return ""
+}
+
+func badMetadata(key, value string, err error) error {
+	return status.Errorf(codes.InvalidArgument, "logmirror: metadata %s %.128q: %v", key, value, err)
+}
+
+// readConsistency returns what a read asks for: the request's own serializable field, and metadata over it.
+func readConsistency(ctx context.Context, serializable bool) (serving.Consistency, error) {
+	c := serving.Consistency{Linearizable: !serializable}
+	md, ok := metadata.FromIncomingContext(ctx)
+	if !ok {
+		return c, nil
+	}
+	switch value := asked(md, ConsistencyKey); value {
+	case "":
+	case "linearizable":
+		c.Linearizable = true
+	case "serializable":
+		c.Linearizable = false
+	default:
+		return c, badMetadata(ConsistencyKey, value, errors.New(`want "serializable" or "linearizable"`))
+	}
+	for _, number := range []struct {
+		key string
+		set func(int64)
+	}{
+		{MinRevisionKey, func(n int64) { c.MinRevision = n }},
+		{MaxStalenessKey, func(n int64) { c.MaxStaleness = milliseconds(n) }},
+	} {
+		value := asked(md, number.key)
+		if value == "" {
+			continue
+		}
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < 0 {
+			return c, badMetadata(number.key, value, errors.New("want a number that is not negative"))
+		}
+		number.set(n)
+	}
+	if value := asked(md, TokenKey); value != "" {
+		token, err := serving.ParseToken(value)
+		if err != nil {
+			return c, badMetadata(TokenKey, value, err)
+		}
+		c.AtLeast = token
+	}
+	return c, nil
+}
+
+// milliseconds converts without overflow.
+func milliseconds(n int64) time.Duration {
+	return time.Duration(min(n, int64(1<<62/time.Millisecond))) * time.Millisecond
+}
+
+func writeOptions(ctx context.Context) (serving.WriteOptions, error) {
+	var o serving.WriteOptions
+	md, ok := metadata.FromIncomingContext(ctx)
+	if !ok {
+		return o, nil
+	}
+	o.RequestID = asked(md, RequestIDKey)
+	if value := asked(md, WaitForLogKey); value != "" {
+		wait, err := strconv.ParseBool(value)
+		if err != nil {
+			return o, badMetadata(WaitForLogKey, value, errors.New(`want "true" or "false"`))
+		}
+		o.WaitForLog = wait
+	}
+	return o, nil
+}
+
+// header returns etcd's header for an answer from the state that the facts describe.
+func header(facts serving.Facts) *pb.ResponseHeader {
+	return &pb.ResponseHeader{
+		ClusterId: facts.Identity.ClusterID,
+		MemberId:  facts.Identity.FrontendID,
+		Revision:  facts.Revision,
+		RaftTerm:  facts.Term,
+	}
+}
+
+// factsMetadata returns what etcd's header has no field for.
+func factsMetadata(facts serving.Facts) metadata.MD {
+	age := int64(-1)
+	if facts.Age >= 0 {
+		age = facts.Age.Microseconds()
+	}
+	return metadata.MD{
+		RegionKey:      {facts.Identity.Region},
+		IncarnationKey: {strconv.FormatUint(facts.Identity.Incarnation, 10)},
+		LogIndexKey:    {strconv.FormatUint(facts.LogIndex, 10)},
+		AgeKey:         {strconv.FormatInt(age, 10)},
+		TokenKey:       {facts.Token().String()},
+	}
+}
+
+// tell adds the facts to a unary call's response headers and returns etcd's header.
+func tell(ctx context.Context, facts serving.Facts) *pb.ResponseHeader {
+	// The one error there can be says that headers were sent already; the answer is good without them.
+	_ = grpc.SetHeader(ctx, factsMetadata(facts))
+	return header(facts)
+}
+
+func unimplemented(what, instead string) error {
+	return status.Error(codes.Unimplemented, fmt.Sprintf("logmirror: %s is not served; %s", what, instead))
+}

@@ -1,0 +1,112 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/logmirror/logmirror/frontend/serving"
+	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/watch"
+)
+
+// Leases is what the lease service needs of the keeper and of the frontends that own leases.
+type Leases interface {
+	// Renew returns the lease's TTL in seconds once the renewal is confirmed.
+	Renew(ctx context.Context, id int64) (ttlSeconds int64, err error)
+	// TimeToLive returns the whole seconds left and the granted TTL.
+	TimeToLive(ctx context.Context, id int64) (remainingSeconds, grantedSeconds int64, err error)
+}
+
+// LogStatus is what Maintenance.Status says of the log.
+type LogStatus struct {
+	// Leader is the Raft id of the log's leader; zero for none known.
+	Leader      uint64
+	Term        uint64
+	CommitIndex uint64
+}
+
+// Config says what the services stand on. All fields but Logger are needed.
+type Config struct {
+	Region *serving.Region
+	Hub    *watch.Hub
+	Leases Leases
+	// LogStatus asks the log how it is, within a bounded time.
+	LogStatus func(ctx context.Context) LogStatus
+	// LogReachable tells whether the log answered lately: calls that ask for a leader (as clientv3.WithRequireLeader
+	// does) are refused while it did not.
+	LogReachable func() bool
+	Logger       *slog.Logger
+}
+
+// services is what all services share.
+type services struct {
+	region       *serving.Region
+	hub          *watch.Hub
+	leases       Leases
+	logStatus    func(ctx context.Context) LogStatus
+	logReachable func() bool
+	logger       *slog.Logger
+}
+
+// Register adds etcd's services to a server, whose codec must be a wire.Codec.
+func Register(server grpc.ServiceRegistrar, c Config) {
+	s := &services{
+		region: c.Region, hub: c.Hub, leases: c.Leases, logStatus: c.LogStatus, logReachable: c.LogReachable,
+		logger: c.Logger,
+	}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	server.RegisterService(kvServiceDesc(), &kvServer{services: s})
+	pb.RegisterWatchServer(server, &watchServer{services: s})
+	pb.RegisterLeaseServer(server, &leaseServer{services: s})
+	pb.RegisterClusterServer(server, &clusterServer{services: s})
+	pb.RegisterMaintenanceServer(server, &maintenanceServer{services: s})
+}
+
+// requireLeader refuses a call that asks for a leader while the log is out of reach.
+func (s *services) requireLeader(ctx context.Context) error {
+	md, ok := metadata.FromIncomingContext(ctx)
+	if ok && asked(md, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader && !s.logReachable() {
+		return rpctypes.ErrGRPCNoLeader
+	}
+	return nil
+}
+
+// write proposes a command with what the metadata ask for. The error is a status.
+func (s *services) write(ctx context.Context, command *commandv1.Command) (statemachine.Result, error) {
+	if err := s.requireLeader(ctx); err != nil {
+		return statemachine.Result{}, err
+	}
+	options, err := writeOptions(ctx)
+	if err != nil {
+		return statemachine.Result{}, err
+	}
+	result, err := s.region.Write(ctx, command, options)
+	if err != nil {
+		return statemachine.Result{}, failure(err)
+	}
+	return result, nil
+}
+
+// read pins a state as fresh as the request and its metadata ask for. The error is a status.
+func (s *services) read(ctx context.Context, serializable bool) (serving.View, error) {
+	if err := s.requireLeader(ctx); err != nil {
+		return serving.View{}, err
+	}
+	consistency, err := readConsistency(ctx, serializable)
+	if err != nil {
+		return serving.View{}, err
+	}
+	view, err := s.region.Read(ctx, consistency)
+	if err != nil {
+		return serving.View{}, failure(err)
+	}
+	return view, nil
+}

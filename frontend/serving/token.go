@@ -1,0 +1,42 @@
+package serving
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Token names a place in the log. Everything applied up to there is seen by a read that carries it, in any region.
+type Token struct {
+	ClusterID, Epoch, LogIndex uint64
+}
+
+// Token returns the place that the facts describe.
+func (f Facts) Token() Token {
+	return Token{ClusterID: f.Identity.ClusterID, Epoch: f.Identity.Epoch, LogIndex: f.LogIndex}
+}
+
+// String returns the text form, "<cluster id in hex>-<epoch>-<log index>".
+func (t Token) String() string {
+	return fmt.Sprintf("%016x-%d-%d", t.ClusterID, t.Epoch, t.LogIndex)
+}
+
+// ParseToken reads the text form.
+func ParseToken(text string) (Token, error) {
+	parts := strings.Split(text, "-")
+	if len(parts) != 3 {
+		return Token{}, fmt.Errorf("token %.64q: want <cluster id>-<epoch>-<log index>", text)
+	}
+	var t Token
+	for i, field := range []struct {
+		into *uint64
+		base int
+	}{{&t.ClusterID, 16}, {&t.Epoch, 10}, {&t.LogIndex, 10}} {
+		value, err := strconv.ParseUint(parts[i], field.base, 64)
+		if err != nil {
+			return Token{}, fmt.Errorf("token %.64q: %.32q is not a number", text, parts[i])
+		}
+		*field.into = value
+	}
+	return t, nil
+}
