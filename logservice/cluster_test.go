@@ -40,6 +40,8 @@ type testCluster struct {
 	conns []*grpc.ClientConn
 	// agreed is the one entry that was published at each index, by whichever member first.
 	agreed map[uint64]string
+	// highest is the highest index that any tail has seen.
+	highest uint64
 }
 
 func logger(t *testing.T) *slog.Logger {
@@ -220,6 +222,7 @@ func (c *testCluster) check(region string, e *logv1.Entry) {
 		c.t.Errorf("tail of %s: entry %d is %s and was %s", region, e.Index, text, known)
 	}
 	c.agreed[e.Index] = text
+	c.highest = max(c.highest, e.Index)
 }
 
 // appender is one frontend's stream to a member.

@@ -266,6 +266,10 @@ func (m *Member) handle(event Event) {
 		m.askRound(e.Token)
 	case Transfer:
 		m.transfer(e.Token, e.Target)
+	case Reconfigure:
+		if err := m.raft.ProposeConfChange(e.Change); err != nil {
+			m.config.Logger.Info("configuration change was not proposed", "error", err)
+		}
 	case Unreachable:
 		m.raft.ReportUnreachable(e.Member)
 	case Unsent:
@@ -292,23 +296,20 @@ func (m *Member) tick() {
 
 // settle goes on until raft and what stands on it have nothing more to say.
 func (m *Member) settle() {
-	for {
+	for again := true; again; {
 		m.flushProposals()
+		m.startRounds()
 		for m.raft.HasReady() {
 			ready := m.raft.Ready()
 			m.readStates(ready.ReadStates)
 			m.readyMessages(ready.Messages)
 		}
-		progress := m.applyCommitted()
-		if m.observe() || progress || len(m.proposals) > 0 {
-			continue
-		}
-		break
+		again = m.applyCommitted()
+		again = m.observe() || again
+		m.publish()
+		again = m.finishRounds() || again || len(m.proposals) > 0 || m.raft.HasReady()
 	}
 	m.resigning = false
-	m.startRounds()
-	m.publish()
-	m.finishRounds()
 	m.startGroup()
 }
 

@@ -2,6 +2,7 @@ package logservice
 
 import (
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -91,7 +92,8 @@ func (l *entryLog) setStable(index uint64) {
 	}
 }
 
-// memory returns the entries of [lo, hi) that are in memory: a suffix of the range, possibly empty.
+// memory returns the entries of [lo, hi) that are in memory: a suffix of the range, possibly empty. The slice is valid
+// until the log changes.
 func (l *entryLog) memory(lo, hi uint64) []*raftpb.Entry {
 	first := l.firstInMemory()
 	hi = min(hi, l.last+1)
@@ -129,7 +131,8 @@ func (l *entryLog) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 		}
 		return limitSize(entries, maxSize), nil
 	}
-	return limitSize(l.memory(lo, hi), maxSize), nil
+	// A copy: raft keeps what it gets, and the array of entries is reused when its ends are cut off.
+	return slices.Clone(limitSize(l.memory(lo, hi), maxSize)), nil
 }
 
 // Term implements raft.Storage.

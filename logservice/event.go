@@ -44,6 +44,10 @@ type Transfer struct {
 	Target uint64
 }
 
+// Reconfigure proposes a configuration change, if this member leads and no other one is under way. The change's context
+// is an encoded logv1.Member that says what a member it adds is known by.
+type Reconfigure struct{ Change *raftpb.ConfChangeV2 }
+
 // Unreachable says that frames to a member are being lost.
 type Unreachable struct{ Member uint64 }
 
@@ -69,6 +73,7 @@ func (Propose) event()      {}
 func (StreamClosed) event() {}
 func (AskRound) event()     {}
 func (Transfer) event()     {}
+func (Reconfigure) event()  {}
 func (Unreachable) event()  {}
 func (Unsent) event()       {}
 func (Introduced) event()   {}

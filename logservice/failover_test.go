@@ -129,7 +129,10 @@ func TestFailover(t *testing.T) {
 			c.net.CutOneWay("ap", "us")
 			return c.net.HealAll
 		}, "us"},
-		{"disk stalled", func(c *testCluster) func() { c.disks["us"].setStall(true); return func() { c.disks["us"].setStall(false) } }, "us"},
+		{"disk stalled", func(c *testCluster) func() {
+			c.disks["us"].setStall(true)
+			return func() { c.disks["us"].setStall(false) }
+		}, "us"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for _, publication := range []Publication{PublicationQuorum, PublicationLeader} {

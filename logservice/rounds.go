@@ -116,9 +116,9 @@ func (m *Member) readStates(states []raft.ReadState) {
 	}
 }
 
-// finishRounds answers the rounds whose index this member has published, repeats those that were asked under another
-// configuration, and starts the next one.
-func (m *Member) finishRounds() {
+// finishRounds answers the rounds whose index this member has published, and repeats those that were asked under another
+// configuration. It reports whether there is something new to ask or to wait for.
+func (m *Member) finishRounds() (progress bool) {
 	for _, r := range m.rounds.flying {
 		if m.config.Publication == PublicationQuorum {
 			r.index, r.known = r.outcome()
@@ -126,6 +126,7 @@ func (m *Member) finishRounds() {
 		if !r.known || r.index > m.log.published {
 			continue
 		}
+		progress = true
 		if r.confIndex != m.record.confIndex {
 			m.ask(r)
 			continue
@@ -135,8 +136,10 @@ func (m *Member) finishRounds() {
 		}
 		r.tokens = nil
 	}
-	m.rounds.flying = slices.DeleteFunc(m.rounds.flying, func(r *round) bool { return len(r.tokens) == 0 })
-	m.startRounds()
+	if progress {
+		m.rounds.flying = slices.DeleteFunc(m.rounds.flying, func(r *round) bool { return len(r.tokens) == 0 })
+	}
+	return progress
 }
 
 // tickRounds repeats questions that got no answer and gives up rounds that took too long.
