@@ -1,0 +1,174 @@
+// Command frontend runs one frontend: a mirror of the log's state that serves the clients of its region.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/logmirror/logmirror/frontend"
+	"github.com/logmirror/logmirror/internal/flagfile"
+	"github.com/logmirror/logmirror/internal/observe"
+	"github.com/logmirror/logmirror/internal/tlsfiles"
+	"github.com/logmirror/logmirror/internal/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "frontend:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	name, region, listen, advertise, dataDir string
+	log                                      []string
+	metricsListen                            string
+	watchProgressInterval                    time.Duration
+	maxRequestBytes, maxTxnOperations        int
+	insecure                                 bool
+	logLevel                                 string
+	tls, peerTLS                             tlsfiles.Files
+}
+
+func newCommand() *cobra.Command {
+	var o options
+	command := &cobra.Command{
+		Use:           "frontend --name N --region R --listen ADDR --data-dir DIR --log ADDR1,ADDR2,…",
+		Short:         "One region's server: a mirror of the log's state with the native API and etcd's",
+		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if err := flagfile.Load(command.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			return run(command.Context(), o)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&o.name, "name", "", "name of this frontend; unique in the cluster")
+	flags.StringVar(&o.region, "region", "", "region that this frontend serves")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:2379", "`address` to serve clients on")
+	flags.StringVar(&o.advertise, "advertise", "", "`address` where clients and other frontends reach this one (default: --listen)")
+	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of this frontend's identity and state")
+	flags.StringSliceVar(&o.log, "log", nil, "`addresses` of log members; one that answers is enough, the others are learned")
+	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
+	flags.DurationVar(&o.watchProgressInterval, "watch-progress-interval", 10*time.Minute,
+		"how often idle watches that asked for it are told of the revision; at least 100ms")
+	flags.IntVar(&o.maxRequestBytes, "max-request-bytes", 3<<19, "largest request that is taken, in `bytes`")
+	flags.IntVar(&o.maxTxnOperations, "max-txn-ops", 128, "most operations in each list of a transaction")
+	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
+	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	o.tls.AddServerFlags(flags)
+	o.peerTLS.AddPeerFlags(flags)
+	flagfile.AddConfigFlag(flags)
+	return command
+}
+
+// run runs a frontend until ctx ends or its mirror can't go on.
+func run(ctx context.Context, o options) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	config, err := o.config(logger)
+	if err != nil {
+		return err
+	}
+	registry := observe.NewRegistry()
+	config.Registerer = registry
+	if config.Listener, err = net.Listen("tcp", o.listen); err != nil {
+		return fmt.Errorf("--listen %s: %w", o.listen, err)
+	}
+	server, err := frontend.Start(config)
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+	if o.metricsListen != "" {
+		metrics, err := observe.Start(o.metricsListen, registry, health(server), logger)
+		if err != nil {
+			return err
+		}
+		defer metrics.Stop()
+	}
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+		return nil
+	case <-server.Done():
+		return server.Err()
+	}
+}
+
+// config checks the flags and makes everything but the listener of them.
+func (o options) config(logger *slog.Logger) (c frontend.Config, err error) {
+	c = frontend.Config{
+		Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir, Log: o.log,
+		WatchProgressInterval: o.watchProgressInterval,
+		MaxRequestBytes:       o.maxRequestBytes,
+		MaxTxnOperations:      o.maxTxnOperations,
+		Logger:                logger,
+	}
+	for _, required := range []struct{ flag, value string }{
+		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir},
+	} {
+		if required.value == "" {
+			return c, fmt.Errorf("--%s is required", required.flag)
+		}
+	}
+	if len(o.log) == 0 {
+		return c, errors.New("--log is required")
+	}
+	for _, address := range o.log {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return c, fmt.Errorf("--log: %w", err)
+		}
+	}
+	if o.maxRequestBytes <= 0 || o.maxTxnOperations <= 0 {
+		return c, errors.New("--max-request-bytes and --max-txn-ops must be above zero")
+	}
+	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-")); err != nil {
+		return c, err
+	}
+	if err := tlsfiles.RequireForListener(o.listen, o.tls, o.insecure); err != nil {
+		return c, fmt.Errorf("--listen: %w", err)
+	}
+	if c.ServerCredentials, err = o.tls.Server(logger); err != nil {
+		return c, err
+	}
+	if c.LogCredentials, err = o.peerTLS.Client(logger); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+// health says that a frontend is ready once it serves, and while nothing keeps it from serving everything.
+func health(server *frontend.Server) observe.Health {
+	return observe.Health{
+		Live: func() error {
+			select {
+			case <-server.Done():
+				return errors.Join(errors.New("the frontend has ended"), server.Err())
+			default:
+				return nil
+			}
+		},
+		NotReady: server.NotReady,
+	}
+}

@@ -1,0 +1,116 @@
+package frontend
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/logmirror/logmirror/internal/disk"
+	"github.com/logmirror/logmirror/logservice"
+)
+
+// testCluster is a log of one member with frontends on loopback.
+type testCluster struct {
+	t      *testing.T
+	log    *logservice.Server
+	member string
+	logger *slog.Logger
+}
+
+func newTestCluster(t *testing.T) *testCluster {
+	t.Helper()
+	level := slog.LevelError
+	if testing.Verbose() {
+		level = slog.LevelInfo
+	}
+	c := &testCluster{t: t, logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
+	listener := listen(t)
+	c.member = listener.Addr().String()
+	server, err := logservice.Start(logservice.Config{
+		Name: "m1", Region: "us", DataDir: t.TempDir(), Listener: listener, FS: disk.NewMemory(1),
+		InitialCluster: []logservice.InitialMember{{Name: "m1", Address: c.member}},
+		TickInterval:   10 * time.Millisecond,
+		Logger:         c.logger,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.log = server
+	t.Cleanup(server.Stop)
+	return c
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener
+}
+
+// frontend starts a frontend and waits until it serves.
+func (c *testCluster) frontend(name, region string, change ...func(*Config)) *Server {
+	c.t.Helper()
+	config := Config{
+		Name: name, Region: region, DataDir: c.t.TempDir(), Listener: listen(c.t), Log: []string{c.member}, Logger: c.logger,
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	server, err := Start(config)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(server.Stop)
+	select {
+	case <-server.Ready():
+	case <-time.After(20 * time.Second):
+		c.t.Fatalf("frontend %s does not serve: %v", name, server.Degraded())
+	}
+	return server
+}
+
+// etcdClient connects etcd's own client.
+func (c *testCluster) etcdClient(servers ...*Server) *clientv3.Client {
+	c.t.Helper()
+	var endpoints []string
+	for _, server := range servers {
+		endpoints = append(endpoints, server.config.Advertise)
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop(), RejectOldCluster: true,
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// connection connects for the native API.
+func (c *testCluster) connection(server *Server) *grpc.ClientConn {
+	c.t.Helper()
+	connection, err := grpc.NewClient("passthrough:///"+server.config.Advertise,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { connection.Close() })
+	return connection
+}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}

@@ -1,0 +1,176 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/frontend/serving"
+	"github.com/logmirror/logmirror/lease/keeper"
+	"github.com/logmirror/logmirror/statemachine"
+)
+
+// leases is the keeper in whole seconds, as both APIs tell them. A lease's time is rounded down: a client must not rely
+// on more than there is.
+type leases struct{ keeper *keeper.Keeper }
+
+// Renew confirms a renewal and returns the TTL in seconds.
+func (l leases) Renew(ctx context.Context, id int64) (int64, error) { return l.keeper.Renew(ctx, id) }
+
+// TimeToLive returns the whole seconds left and granted, asking the lease's owner where that is another frontend.
+func (l leases) TimeToLive(ctx context.Context, id int64) (remaining, granted int64, err error) {
+	left, ttl, err := l.keeper.TimeToLive(ctx, id)
+	return wholeSeconds(left), wholeSeconds(ttl), err
+}
+
+func wholeSeconds(d time.Duration) int64 { return int64(max(d, 0) / time.Second) }
+
+type leaseServer struct {
+	kvv1.UnimplementedLeaseServiceServer
+	region *serving.Region
+	leases leases
+}
+
+func (s *leaseServer) write(
+	ctx context.Context, o *kvv1.WriteOptions, command *commandv1.Command,
+) (statemachine.Result, *kvv1.ResponseHeader, error) {
+	result, err := s.region.Write(ctx, command, writeOptions(o))
+	if err != nil {
+		return result, nil, failure(err)
+	}
+	return result, header(s.region.FactsAt(result.Index, result.Revision)), nil
+}
+
+func (s *leaseServer) Grant(ctx context.Context, r *kvv1.GrantRequest) (*kvv1.GrantResponse, error) {
+	if r.GetTtlSeconds() <= 0 {
+		return nil, invalid("ttl_seconds", "must be above zero")
+	}
+	id := r.GetId()
+	if id == 0 {
+		id = serving.DrawLeaseID()
+	}
+	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseGrant{
+		LeaseGrant: &commandv1.LeaseGrant{Id: id, TtlSeconds: r.GetTtlSeconds()},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return &kvv1.GrantResponse{Header: h, Id: result.LeaseID, TtlSeconds: result.LeaseTTLSeconds}, nil
+}
+
+func (s *leaseServer) Revoke(ctx context.Context, r *kvv1.RevokeRequest) (*kvv1.RevokeResponse, error) {
+	_, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseRevoke{
+		LeaseRevoke: &commandv1.LeaseRevoke{Id: r.GetId()},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return &kvv1.RevokeResponse{Header: h}, nil
+}
+
+// KeepAlive answers each renewal in order, and ends with UNAVAILABLE where this frontend cannot vouch for one.
+func (s *leaseServer) KeepAlive(stream kvv1.LeaseService_KeepAliveServer) error {
+	if err := s.region.CheckReady(); err != nil {
+		return failure(err)
+	}
+	for {
+		request, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// The header is made first: a client must not see a renewal at a revision at which the lease was gone already.
+		h := header(s.region.Facts())
+		ttl, err := s.leases.Renew(stream.Context(), request.GetId())
+		if errors.Is(err, keeper.ErrLeaseNotFound) {
+			ttl, err = 0, nil
+		}
+		if err != nil {
+			return failure(err)
+		}
+		if err := stream.Send(&kvv1.KeepAliveResponse{Header: h, Id: request.GetId(), TtlSeconds: ttl}); err != nil {
+			return err
+		}
+	}
+}
+
+// ownedKey marks a TimeToLive that one frontend asks another: it is answered only by the lease's owner, and goes no
+// further.
+const ownedKey = "logmirror-owned-only"
+
+func ownedOnly(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return len(md.Get(ownedKey)) > 0
+}
+
+func (s *leaseServer) TimeToLive(ctx context.Context, r *kvv1.TimeToLiveRequest) (*kvv1.TimeToLiveResponse, error) {
+	if ownedOnly(ctx) {
+		return s.ownedTimeToLive(r)
+	}
+	view, err := s.region.Read(ctx, serving.Consistency{Linearizable: true})
+	if err != nil {
+		return nil, failure(err)
+	}
+	facts := view.Facts()
+	view.Release()
+	response := &kvv1.TimeToLiveResponse{Header: header(facts), Id: r.GetId()}
+	remaining, granted, err := s.leases.TimeToLive(ctx, r.GetId())
+	switch {
+	case errors.Is(err, keeper.ErrLeaseNotFound):
+		response.TtlSeconds = -1
+		return response, nil
+	case err != nil:
+		return nil, failure(err)
+	}
+	response.TtlSeconds, response.GrantedTtlSeconds = remaining, granted
+	if r.GetKeys() {
+		response.Keys = s.region.Machine().LeaseKeys(r.GetId())
+	}
+	return response, nil
+}
+
+// ownedTimeToLive answers another frontend from this one's own clock.
+func (s *leaseServer) ownedTimeToLive(r *kvv1.TimeToLiveRequest) (*kvv1.TimeToLiveResponse, error) {
+	remaining, granted, err := s.leases.keeper.Owned(r.GetId())
+	if errors.Is(err, keeper.ErrNotOwner) {
+		err = keeper.ErrUnavailable
+	}
+	if err != nil {
+		return nil, failure(err)
+	}
+	return &kvv1.TimeToLiveResponse{
+		Header:            header(s.region.Facts()),
+		Id:                r.GetId(),
+		TtlSeconds:        wholeSeconds(remaining),
+		GrantedTtlSeconds: wholeSeconds(granted),
+	}, nil
+}
+
+func (s *leaseServer) ListLeases(ctx context.Context, _ *kvv1.ListLeasesRequest) (*kvv1.ListLeasesResponse, error) {
+	view, err := s.region.Read(ctx, serving.Consistency{Linearizable: true})
+	if err != nil {
+		return nil, failure(err)
+	}
+	defer view.Release()
+	machine := s.region.Machine()
+	owners := make(map[uint64]statemachine.SessionInfo)
+	for _, session := range machine.Sessions() {
+		owners[session.ID] = session
+	}
+	response := &kvv1.ListLeasesResponse{Header: header(view.Facts())}
+	for _, l := range machine.Leases() {
+		status := &kvv1.LeaseStatus{Id: l.ID, GrantedTtlSeconds: l.TTLSeconds, Keys: int64(l.Keys)}
+		if owner, known := owners[l.Owner]; known && !l.Orphaned {
+			status.Owner, status.OwnerRegion = owner.Name, owner.Region
+		}
+		response.Leases = append(response.Leases, status)
+	}
+	return response, nil
+}
