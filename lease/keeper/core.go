@@ -139,24 +139,16 @@ type record struct {
 	decided *decision
 }
 
-// adoption is a proposal to make this session the owner of a lease, which all renewals of the lease share.
-type adoption struct {
-	*decision
-	// seen: the entry that made the session the owner was applied.
-	seen bool
-	// applied: the proposal came back as applied; what is awaited is the entry.
-	applied bool
-}
-
 // core decides. It is not safe for concurrent use.
 type core struct {
 	limits limits
 
 	records map[int64]*record
 	// heap holds the records by due, but for those with a proposal in flight.
-	heap      []*record
-	expiring  int
-	adoptions map[int64]*adoption
+	heap     []*record
+	expiring int
+	// adoptions are the proposals to make this session the owner of a lease; all renewals of the lease share one.
+	adoptions map[int64]*decision
 	// waiting adoptions are not proposed yet, oldest first.
 	waiting  []int64
 	adopting int
@@ -174,7 +166,7 @@ type counts struct {
 }
 
 func newCore(l limits) *core {
-	return &core{limits: l, records: make(map[int64]*record), adoptions: make(map[int64]*adoption)}
+	return &core{limits: l, records: make(map[int64]*record), adoptions: make(map[int64]*decision)}
 }
 
 // step is the one door: it takes an event at a moment and says what is to be done.
@@ -206,12 +198,6 @@ func (c *core) changed(ch change, m moment) {
 		c.own(ch, m.now+ch.ttl+ch.previousSessionTime)
 	default:
 		c.drop(ch.id)
-	}
-	if a := c.adoptions[ch.id]; a != nil {
-		a.seen = a.seen || ch.kind == changeAdopted && own
-		if a.applied {
-			c.endAdoption(ch.id, outcomeApplied)
-		}
 	}
 }
 
@@ -278,12 +264,12 @@ func (c *core) adopt(id int64, m moment) effects {
 			c.counts.refusals++
 			return effects{verdict: verdictUnavailable}
 		}
-		a = &adoption{decision: newDecision()}
+		a = newDecision()
 		c.adoptions[id] = a
 		c.waiting = append(c.waiting, id)
 		c.counts.adoptions++
 	}
-	return effects{verdict: verdictWait, wait: a.decision, adopt: c.nextAdoptions()}
+	return effects{verdict: verdictWait, wait: a, adopt: c.nextAdoptions()}
 }
 
 func (c *core) nextAdoptions() (ids []int64) {
@@ -302,20 +288,11 @@ func (c *core) nextAdoptions() (ids []int64) {
 
 func (c *core) adoptDecided(id int64, o outcome) effects {
 	c.adopting--
-	if a := c.adoptions[id]; a != nil {
-		if o == outcomeApplied && !a.seen {
-			a.applied = true
-		} else {
-			c.endAdoption(id, o)
-		}
+	if d := c.adoptions[id]; d != nil {
+		delete(c.adoptions, id)
+		d.decide(o)
 	}
 	return effects{adopt: c.nextAdoptions()}
-}
-
-func (c *core) endAdoption(id int64, o outcome) {
-	a := c.adoptions[id]
-	delete(c.adoptions, id)
-	a.decide(o)
 }
 
 // expire takes the leases whose time has come off the heap and proposes their end, as far as the bound on proposals in

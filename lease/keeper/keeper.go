@@ -7,8 +7,11 @@ import (
 	"sync"
 	"time"
 
-	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/prometheus/client_golang/prometheus"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/logmirror/logmirror/lease"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // Errors of Renew and TimeToLive.
@@ -25,7 +28,7 @@ var (
 type Mirror interface {
 	// Propose returns when the command was applied here, or with an error when nothing is known of it. The result says
 	// what apply decided; its Err wraps statemachine.ErrLeaseNotFound where there is no such lease.
-	Propose(ctx context.Context, command *commandv1.Command) (result, error)
+	Propose(ctx context.Context, command *commandv1.Command) (statemachine.Result, error)
 	// SessionHolder returns this frontend's session, and until when, on Config.Clock, it may act as its holder. It is
 	// called under the keeper's lock: it must not wait.
 	SessionHolder() (session uint64, until time.Duration, ok bool)
@@ -33,15 +36,20 @@ type Mirror interface {
 	Linearize(ctx context.Context) (index uint64, err error)
 }
 
-// Leases is the replicated table as applied here.
+// Leases is the replicated table as applied here. Both methods are called under the keeper's lock: applying an entry must
+// not wait for the keeper while it makes them wait.
 type Leases interface {
-	Lease(id int64) (info, bool)
+	Lease(id int64) (lease.Info, bool)
+	Leases() []lease.Info
 }
 
 // Config of a keeper.
 type Config struct {
 	Mirror Mirror
 	Leases Leases
+	// FrontendID tells the keeper which sessions are this frontend's from the entry on that opens them. An entry that
+	// opens the next incarnation's session gives it the leases of the one before.
+	FrontendID uint64
 	// Clock is CLOCK_BOOTTIME since any fixed point: it must go on while the process or the machine sleeps.
 	Clock func() time.Duration
 	// AskOwner asks the frontend whose session owns a lease how long it has left (its Owned). Nil: nobody can be asked.
@@ -105,6 +113,8 @@ type Keeper struct {
 	mu     sync.Mutex
 	core   *core
 	closed bool
+	// session is the one that this frontend opened last, as far as entries applied here tell.
+	session uint64
 	// alarm is when the goroutine that keeps the time will look next; only with alarmSet.
 	alarm    time.Duration
 	alarmSet bool
@@ -113,8 +123,7 @@ type Keeper struct {
 	logTimeAt time.Duration
 }
 
-// New starts a keeper. Leases that the session already owns, as after a change of the state underneath, start at TTL + S:
-// see Resume.
+// New starts a keeper. It is called before the first entry that it is to tell of is applied. The caller closes it.
 func New(config Config) *Keeper {
 	config = config.withDefaults()
 	k := &Keeper{
@@ -146,7 +155,10 @@ func (k *Keeper) Close() {
 // between the two can only make the hold look shorter.
 func (k *Keeper) moment() moment {
 	session, until, ok := k.config.Mirror.SessionHolder()
-	return moment{session: session, until: until, held: ok, now: k.config.Clock()}
+	m := moment{session: max(session, k.session), until: until, now: k.config.Clock()}
+	// The hold on a session that was succeeded is worth nothing.
+	m.held = ok && session == m.session
+	return m
 }
 
 // step hands an event to the core and begins what it wants done. The caller holds mu.
@@ -172,14 +184,63 @@ func (k *Keeper) step(e event) effects {
 	return done
 }
 
-// apply is Applied's step.
-func (k *Keeper) apply(changes []change, logTime int64) {
+// Applied tells the keeper what an entry did. It does not wait for any proposal.
+func (k *Keeper) Applied(a *statemachine.Applied) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.logTime, k.logTimeAt = logTime, k.config.Clock()
-	for _, c := range changes {
-		k.step(event{kind: eventChanged, change: c})
+	k.logTime, k.logTimeAt = a.LogTime, k.config.Clock()
+	for i := range a.SessionsOpened {
+		if s := &a.SessionsOpened[i]; s.FrontendID == k.config.FrontendID && s.FrontendID != 0 {
+			k.session = max(k.session, s.ID)
+		}
 	}
+	for i := range a.LeaseChanges {
+		k.step(event{kind: eventChanged, change: changeOf(&a.LeaseChanges[i])})
+	}
+}
+
+func changeOf(c *lease.Change) change {
+	ch := change{id: c.ID, ttl: c.TTL, owner: c.Owner, ownerIndex: c.OwnerIndex}
+	switch c.Kind {
+	case lease.Granted:
+		ch.kind = changeGranted
+	case lease.Adopted:
+		ch.kind, ch.previousSessionTime = changeAdopted, c.PreviousOwnerSessionTime
+	default:
+		ch.kind = changeLost
+	}
+	return ch
+}
+
+// Resume takes up the leases that the table says this frontend's session owns and that the keeper does not know, as after
+// the state was replaced by a checkpoint. Each starts anew at TTL + S. Those that the keeper knows and the session does not
+// own any more are given up.
+func (k *Keeper) Resume() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	owned := make(map[int64]bool)
+	for _, in := range k.config.Leases.Leases() {
+		k.takeUp(in)
+		owned[in.ID] = k.core.records[in.ID] != nil && k.core.records[in.ID].ownerIndex == in.OwnerIndex
+	}
+	for id := range k.core.records {
+		if !owned[id] {
+			k.step(event{kind: eventChanged, change: change{kind: changeLost, id: id}})
+		}
+	}
+}
+
+// takeUp makes sure that there is a record of a lease that the session owns according to the table. The caller holds mu
+// and has read the table under it: the table is never behind the entries that Applied told of, and an entry that takes
+// the lease away after this will be told.
+func (k *Keeper) takeUp(in lease.Info) {
+	if r := k.core.records[in.ID]; r != nil && r.ownerIndex == in.OwnerIndex {
+		return
+	}
+	k.step(event{kind: eventChanged, change: change{
+		kind: changeAdopted, id: in.ID, ttl: in.TTL(), owner: in.Owner, ownerIndex: in.OwnerIndex,
+		previousSessionTime: in.PreviousOwnerSessionTime,
+	}})
 }
 
 // Renew renews a lease and returns its TTL in seconds. ErrLeaseNotFound: there is none. ErrUnavailable: nothing is known,
@@ -247,16 +308,16 @@ func (k *Keeper) lockedStep(e event) effects {
 
 // known looks a lease up in the table. That it is missing here says nothing until this mirror has caught up with what was
 // acknowledged elsewhere.
-func (k *Keeper) known(ctx context.Context, id int64) (info, error) {
+func (k *Keeper) known(ctx context.Context, id int64) (lease.Info, error) {
 	if in, ok := k.config.Leases.Lease(id); ok {
 		return in, nil
 	}
 	if _, err := k.config.Mirror.Linearize(ctx); err != nil {
-		return info{}, ErrUnavailable
+		return lease.Info{}, ErrUnavailable
 	}
 	in, ok := k.config.Leases.Lease(id)
 	if !ok {
-		return info{}, ErrLeaseNotFound
+		return lease.Info{}, ErrLeaseNotFound
 	}
 	return in, nil
 }
@@ -287,15 +348,14 @@ func (k *Keeper) TimeToLive(ctx context.Context, id int64) (remaining, granted t
 	if err != nil {
 		return 0, 0, err
 	}
-	ttl := time.Duration(in.TTLSeconds) * time.Second
+	ttl := in.TTL()
 	if in.Orphaned {
 		k.mu.Lock()
 		logTime := k.logTime + int64(k.config.Clock()-k.logTimeAt)
 		k.mu.Unlock()
 		return min(max(0, ttl+time.Duration(in.OrphanStamp-logTime)), 2*ttl), ttl, nil
 	}
-	session, _, _ := k.config.Mirror.SessionHolder()
-	if k.config.AskOwner == nil || in.Owner == session {
+	if k.config.AskOwner == nil || k.owns(in) {
 		return 0, 0, ErrUnavailable
 	}
 	remaining, granted, err = k.config.AskOwner(ctx, in.Owner, id)
@@ -305,12 +365,24 @@ func (k *Keeper) TimeToLive(ctx context.Context, id int64) (remaining, granted t
 	return remaining, granted, nil
 }
 
+// owns tells whether the table names this frontend's session as the owner.
+func (k *Keeper) owns(in lease.Info) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return in.Owner != 0 && in.Owner == k.moment().session
+}
+
 func (k *Keeper) proposeAdoption(id int64) {
 	defer k.running.Done()
 	o := k.propose(&commandv1.Command{Operation: &commandv1.Command_LeaseAdopt{
 		LeaseAdopt: &commandv1.LeaseAdopt{Id: id},
 	}})
-	k.lockedStep(event{kind: eventAdoptDecided, id: id, outcome: o})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if in, ok := k.config.Leases.Lease(id); ok && o == outcomeApplied {
+		k.takeUp(in)
+	}
+	k.step(event{kind: eventAdoptDecided, id: id, outcome: o})
 }
 
 func (k *Keeper) proposeExpiry(x expiry) {
@@ -321,7 +393,9 @@ func (k *Keeper) proposeExpiry(x expiry) {
 	if o == outcomeUnknown {
 		k.config.Logger.Debug("the end of a lease is not decided yet", "lease", x.id)
 	}
-	k.lockedStep(event{kind: eventExpireDecided, id: x.id, ownerIndex: x.ownerIndex, outcome: o})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.step(event{kind: eventExpireDecided, id: x.id, ownerIndex: x.ownerIndex, outcome: o})
 }
 
 // propose makes one proposal and waits for what became of it.
@@ -329,12 +403,18 @@ func (k *Keeper) propose(c *commandv1.Command) outcome {
 	ctx, cancel := context.WithTimeout(k.context, k.config.ProposalTimeout)
 	defer cancel()
 	r, err := k.config.Mirror.Propose(ctx, c)
-	switch {
-	case err != nil:
+	if err != nil {
 		return outcomeUnknown
-	case r.Err == nil:
+	}
+	return outcomeOf(r.Err)
+}
+
+// outcomeOf says what apply's decision means to the keeper.
+func outcomeOf(err error) outcome {
+	switch {
+	case err == nil:
 		return outcomeApplied
-	case errors.Is(r.Err, errLeaseNotFound):
+	case errors.Is(err, statemachine.ErrLeaseNotFound):
 		return outcomeNotFound
 	default:
 		return outcomeVoid
