@@ -56,8 +56,8 @@ type Change struct {
 	OwnerIndex uint64
 	// PreviousOwner is the owner before, where the change is one of ownership; zero where there was none.
 	PreviousOwner uint64
-	// PreviousOwnerSessionTime is what the owner adds to the TTL when it begins to count: the session time of the
-	// owner before; zero for a lease that was just granted.
+	// PreviousOwnerSessionTime, with Adopted, is what the new owner adds to the TTL when it begins to count: the session
+	// time of the owner before. With Orphaned it is what the next one will have to add. Zero otherwise.
 	PreviousOwnerSessionTime time.Duration
 }
 
@@ -254,6 +254,7 @@ func (t *Table) Remove(id int64, kind ChangeKind) (Change, bool) {
 		return Change{}, false
 	}
 	change := l.change(kind)
+	change.PreviousOwnerSessionTime = 0
 	if l.owner != nil {
 		t.unlink(l)
 	} else {
