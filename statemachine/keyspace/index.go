@@ -1,0 +1,210 @@
+package keyspace
+
+import (
+	"bytes"
+	"sort"
+	"sync/atomic"
+)
+
+const (
+	leafKeys   = 64  // most keys of a leaf
+	groupCells = 128 // most cells of a group
+)
+
+// index maps keys to ids in order. It has three levels: the root lists groups, a group lists cells, a cell holds one leaf. Root,
+// groups and leaves are immutable and replaced whole; a new key replaces one leaf, and only when a leaf is split or
+// merged is a group, and rarely the root, replaced too.
+//
+// A cell stands for the keys from its low bound up to the low bound of the next cell. Which cell is next is part of the
+// leaf, so that a split or a merge is one atomic store of the left cell's leaf. Readers that come through a root or group
+// older than a split move right along the leaves.
+//
+// Invariant: a reader that was registered before a key was inserted does not look for it, and no key is removed that a
+// registered reader can see. Hence a leaf that has been replaced, and a cell that has been merged away and is no longer
+// kept up, still show all that the readers holding them may see, and lead on to the right.
+//
+// The index does not hold keys: it asks keyOf.
+type index struct {
+	root  atomic.Pointer[root]
+	keyOf func(id uint32) []byte
+}
+
+type root struct {
+	fences
+	groups []*group // ascending by low bound
+}
+
+type group struct {
+	fences
+	cells []*cell // ascending by low bound; never empty
+}
+
+type cell struct {
+	low  []byte // constant; nil for the first cell, which is never merged away
+	leaf atomic.Pointer[leaf]
+}
+
+type leaf struct {
+	fences
+	ids  []uint32 // ascending by key
+	next *cell    // nil: last
+}
+
+func (x *index) init(keyOf func(id uint32) []byte) {
+	x.keyOf = keyOf
+	first := &cell{}
+	first.leaf.Store(&leaf{})
+	x.root.Store(newRoot([]*group{newGroup([]*cell{first})}))
+}
+
+func newGroup(cells []*cell) *group {
+	return &group{cells: cells, fences: makeFences(len(cells), func(i int) []byte { return cells[i].low })}
+}
+
+func newRoot(groups []*group) *root {
+	return &root{groups: groups, fences: makeFences(len(groups), func(i int) []byte { return groups[i].low() })}
+}
+
+func (g *group) low() []byte { return g.cells[0].low }
+
+// child returns the last group whose low bound is not above key.
+func (r *root) child(key []byte) int {
+	lo, hi := r.narrow(key)
+	n := lo + sort.Search(hi-lo, func(i int) bool { return bytes.Compare(r.groups[lo+i].low(), key) > 0 })
+	return max(n-1, 0)
+}
+
+// child returns the last cell whose low bound is not above key.
+func (g *group) child(key []byte) int {
+	lo, hi := g.narrow(key)
+	n := lo + sort.Search(hi-lo, func(i int) bool { return bytes.Compare(g.cells[lo+i].low, key) > 0 })
+	return max(n-1, 0)
+}
+
+// seek returns the position in the leaf of the first key not below key, and whether it is key itself.
+func (x *index) seek(lf *leaf, key []byte) (position int, found bool) {
+	lo, hi := lf.narrow(key)
+	for lo < hi {
+		middle := int(uint(lo+hi) >> 1)
+		switch bytes.Compare(x.keyOf(lf.ids[middle]), key) {
+		case -1:
+			lo = middle + 1
+		case 0:
+			return middle, true
+		default:
+			hi = middle
+		}
+	}
+	return lo, false
+}
+
+// place is where a key is, or would be.
+type place struct {
+	root        *root
+	group, cell int // positions in root and group; of the cell as found there, before any move to the right
+	owner       *cell
+	leaf        *leaf
+	position    int
+	found       bool
+}
+
+// locate finds the place of the first key not below key within the cell that stands for key. The position may be one past
+// the leaf's last.
+func (x *index) locate(key []byte) (p place) {
+	p.root = x.root.Load()
+	p.group = p.root.child(key)
+	g := p.root.groups[p.group]
+	p.cell = g.child(key)
+	p.owner = g.cells[p.cell]
+	for {
+		p.leaf = p.owner.leaf.Load()
+		p.position, p.found = x.seek(p.leaf, key)
+		// Only a key beyond the leaf's last can belong to a cell that was split off.
+		if p.position < len(p.leaf.ids) || p.leaf.next == nil || bytes.Compare(p.leaf.next.low, key) > 0 {
+			return p
+		}
+		p.owner = p.leaf.next
+	}
+}
+
+func (x *index) find(key []byte) (id uint32, found bool) {
+	p := x.locate(key)
+	if !p.found {
+		return 0, false
+	}
+	return p.leaf.ids[p.position], true
+}
+
+// ascend visits the ids of the keys in [start, end) in order until visit returns false. end nil: no bound. A visited id
+// may belong to a key that the reader cannot see.
+func (x *index) ascend(start, end []byte, visit func(id uint32) bool) {
+	p := x.locate(start)
+	lf, position := p.leaf, p.position
+	for {
+		stop, last := len(lf.ids), false
+		if end != nil && lf.next == nil || end != nil && bytes.Compare(lf.next.low, end) >= 0 {
+			stop, _ = x.seek(lf, end)
+			last = true
+		}
+		for ; position < stop; position++ {
+			if !visit(lf.ids[position]) {
+				return
+			}
+		}
+		if last || lf.next == nil {
+			return
+		}
+		lf, position = lf.next.leaf.Load(), 0
+	}
+}
+
+// descend visits the ids of the keys in [start, end) in descending order until visit returns false. end nil: no bound.
+func (x *index) descend(start, end []byte, visit func(id uint32) bool) {
+	for {
+		p := x.before(end)
+		for position := p.position - 1; position >= 0; position-- {
+			id := p.leaf.ids[position]
+			if bytes.Compare(x.keyOf(id), start) < 0 || !visit(id) {
+				return
+			}
+		}
+		if p.owner.low == nil || bytes.Compare(p.owner.low, start) <= 0 {
+			return
+		}
+		end = p.owner.low
+	}
+}
+
+// before finds the place just after the last key below end, in the last cell whose low bound is below end. end nil: no
+// bound.
+func (x *index) before(end []byte) (p place) {
+	p.root = x.root.Load()
+	p.group = len(p.root.groups) - 1
+	if end != nil {
+		p.group = p.root.child(end)
+		if p.group > 0 && bytes.Equal(p.root.groups[p.group].low(), end) {
+			p.group--
+		}
+	}
+	g := p.root.groups[p.group]
+	p.cell = len(g.cells) - 1
+	if end != nil {
+		p.cell = g.child(end)
+		if p.cell > 0 && bytes.Equal(g.cells[p.cell].low, end) {
+			p.cell--
+		}
+	}
+	p.owner = g.cells[p.cell]
+	for {
+		p.leaf = p.owner.leaf.Load()
+		if p.leaf.next == nil || end != nil && bytes.Compare(p.leaf.next.low, end) >= 0 {
+			break
+		}
+		p.owner = p.leaf.next
+	}
+	p.position = len(p.leaf.ids)
+	if end != nil {
+		p.position, _ = x.seek(p.leaf, end)
+	}
+	return p
+}

@@ -1,0 +1,138 @@
+package keyspace
+
+import "bytes"
+
+// The writer's half of the index. The writer finds each place through the present root, so locate never has to move
+// right for it.
+
+// insert puts a key that is not there at the place that locate gave for it. keyOf(id) must already be key.
+func (x *index) insert(p place, key []byte, id uint32) {
+	old := p.leaf
+	if len(old.ids) < leafKeys {
+		p.owner.leaf.Store(x.withKey(old, p.position, key, id))
+		return
+	}
+	// Split. When the new key comes last, the left leaf stays full: keys that arrive in order fill their leaves.
+	middle := len(old.ids) / 2
+	if p.position == len(old.ids) {
+		middle = len(old.ids)
+	}
+	rightIDs := append([]uint32(nil), old.ids[middle:]...)
+	leftIDs := append([]uint32(nil), old.ids[:middle]...)
+	if p.position > middle || p.position == len(old.ids) {
+		rightIDs = insertAt(rightIDs, p.position-middle, id)
+	} else {
+		leftIDs = insertAt(leftIDs, p.position, id)
+	}
+	right := &cell{low: append([]byte(nil), x.keyOf(rightIDs[0])...)}
+	right.leaf.Store(x.newLeaf(rightIDs, old.next))
+	p.owner.leaf.Store(x.newLeaf(leftIDs, right))
+
+	cells := insertAt(p.root.groups[p.group].cells, p.cell+1, right)
+	if len(cells) <= groupCells {
+		x.replaceGroups(p.root, p.group, 1, newGroup(cells))
+		return
+	}
+	middle = len(cells) / 2
+	if p.cell+2 == len(cells) {
+		middle = len(cells) - 1
+	}
+	x.replaceGroups(p.root, p.group, 1, newGroup(cells[:middle:middle]), newGroup(cells[middle:]))
+}
+
+// remove takes a key out that locate found.
+func (x *index) remove(p place) {
+	ids := removeAt(p.leaf.ids, p.position)
+	shrunk := &leaf{ids: ids, next: p.leaf.next}
+	if len(ids) > 0 {
+		shrunk.fences = fences{common: p.leaf.common, words: removeAt(p.leaf.words, p.position)}
+	}
+	p.owner.leaf.Store(shrunk)
+	if len(ids) > leafKeys/4 {
+		return
+	}
+	// Merge with the right neighbour, or else with the left one, if the two are half a leaf together.
+	if x.mergeRight(p.root, p.group, p.cell) {
+		return
+	}
+	group, cell := p.group, p.cell-1
+	if cell < 0 {
+		group--
+		if group < 0 {
+			return
+		}
+		cell = len(p.root.groups[group].cells) - 1
+	}
+	x.mergeRight(p.root, group, cell)
+}
+
+// mergeRight moves the keys of the cell after the given one into it. Readers that already hold the cell merged away
+// go on with its last leaf.
+func (x *index) mergeRight(r *root, group, position int) bool {
+	left := r.groups[group].cells[position]
+	a := left.leaf.Load()
+	if a.next == nil {
+		return false
+	}
+	b := a.next.leaf.Load()
+	if len(a.ids)+len(b.ids) > leafKeys/2 {
+		return false
+	}
+	ids := append(append(make([]uint32, 0, len(a.ids)+len(b.ids)), a.ids...), b.ids...)
+	left.leaf.Store(x.newLeaf(ids, b.next))
+	position++
+	if position == len(r.groups[group].cells) {
+		group, position = group+1, 0
+	}
+	cells := removeAt(r.groups[group].cells, position)
+	if len(cells) == 0 {
+		x.replaceGroups(r, group, 1)
+	} else {
+		x.replaceGroups(r, group, 1, newGroup(cells))
+	}
+	return true
+}
+
+// replaceGroups publishes a root that has the given groups in place of count ones.
+func (x *index) replaceGroups(r *root, at, count int, with ...*group) {
+	if count == len(with) && bytes.Equal(r.groups[at].low(), with[0].low()) {
+		groups := append([]*group(nil), r.groups...)
+		copy(groups[at:], with)
+		x.root.Store(&root{groups: groups, fences: r.fences})
+		return
+	}
+	groups := make([]*group, 0, len(r.groups)-count+len(with))
+	groups = append(append(append(groups, r.groups[:at]...), with...), r.groups[at+count:]...)
+	x.root.Store(newRoot(groups))
+}
+
+func (x *index) newLeaf(ids []uint32, next *cell) *leaf {
+	return &leaf{ids: ids, next: next, fences: makeFences(len(ids), func(i int) []byte { return x.keyOf(ids[i]) })}
+}
+
+// withKey is old with one key more. The fences of the others are copied unless the common prefix becomes shorter.
+func (x *index) withKey(old *leaf, position int, key []byte, id uint32) *leaf {
+	ids := insertAt(old.ids, position, id)
+	if len(old.ids) == 0 || !bytes.HasPrefix(key, old.common) {
+		return x.newLeaf(ids, old.next)
+	}
+	return &leaf{ids: ids, next: old.next, fences: fences{
+		common: old.common,
+		words:  insertAt(old.words, position, word(key, len(old.common))),
+	}}
+}
+
+func insertAt[T any](s []T, at int, v T) []T {
+	grown := make([]T, len(s)+1)
+	copy(grown, s[:at])
+	grown[at] = v
+	copy(grown[at+1:], s[at:])
+	return grown
+}
+
+func removeAt[T any](s []T, at int) []T {
+	shrunk := make([]T, len(s)-1)
+	copy(shrunk, s[:at])
+	copy(shrunk[at:], s[at+1:])
+	return shrunk
+}

@@ -1,0 +1,90 @@
+package keyspace
+
+import "sync/atomic"
+
+// slot is one version as the index and the history refer to it. It does not move when its record does.
+//
+// All words are atomic because the verifier looks at slots that nothing refers to. For other readers main is constant:
+// written before the slot becomes reachable and not again before it has become unreachable.
+type slot struct {
+	ref  atomic.Uint64 // recordRef; zero: the slot is free
+	main atomic.Int64
+	prev atomic.Uint32 // slot of the version before; zero: none, or compacted
+	key  atomic.Uint32 // id of the key
+}
+
+const (
+	slotChunk = 1 << 10
+	headChunk = 1 << 12
+)
+
+// slots is a growing array of slots; numbers begin at 1 and are used again. Grown and shrunk by the writer only.
+type slots struct {
+	chunks atomic.Pointer[[]*[slotChunk]slot]
+	next   uint32 // never used so far
+	free   []uint32
+}
+
+func (s *slots) init() {
+	s.chunks.Store(&[]*[slotChunk]slot{})
+	s.next = 1
+}
+
+func (s *slots) at(n uint32) *slot { return &(*s.chunks.Load())[n/slotChunk][n%slotChunk] }
+
+func (s *slots) allocate() uint32 {
+	if n := len(s.free); n > 0 {
+		number := s.free[n-1]
+		s.free = s.free[:n-1]
+		return number
+	}
+	number := s.next
+	if number == 0 {
+		panic("keyspace: more than 2^32 versions")
+	}
+	s.next++
+	if chunks := *s.chunks.Load(); number/slotChunk >= uint32(len(chunks)) {
+		grown := append(chunks[:len(chunks):len(chunks)], new([slotChunk]slot))
+		s.chunks.Store(&grown)
+	}
+	return number
+}
+
+func (s *slots) release(number uint32) {
+	s.at(number).ref.Store(0)
+	s.free = append(s.free, number)
+}
+
+// heads is a growing array, by key id, of the slot of the key's newest version. Ids begin at 1 and are used again.
+type heads struct {
+	chunks atomic.Pointer[[]*[headChunk]atomic.Uint32]
+	next   uint32
+	free   []uint32
+}
+
+func (h *heads) init() {
+	h.chunks.Store(&[]*[headChunk]atomic.Uint32{})
+	h.next = 1
+}
+
+func (h *heads) at(id uint32) *atomic.Uint32 { return &(*h.chunks.Load())[id/headChunk][id%headChunk] }
+
+func (h *heads) allocate() uint32 {
+	if n := len(h.free); n > 0 {
+		id := h.free[n-1]
+		h.free = h.free[:n-1]
+		return id
+	}
+	id := h.next
+	if id == 0 {
+		panic("keyspace: more than 2^32 keys")
+	}
+	h.next++
+	if chunks := *h.chunks.Load(); id/headChunk >= uint32(len(chunks)) {
+		grown := append(chunks[:len(chunks):len(chunks)], new([headChunk]atomic.Uint32))
+		h.chunks.Store(&grown)
+	}
+	return id
+}
+
+func (h *heads) release(id uint32) { h.free = append(h.free, id) }

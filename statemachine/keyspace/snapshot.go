@@ -1,0 +1,175 @@
+package keyspace
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+)
+
+var (
+	// ErrCompacted is returned for a revision below the snapshot's compact revision, for History also at it.
+	ErrCompacted = errors.New("keyspace: revision has been compacted")
+	// ErrFuture is returned for a revision above the snapshot's.
+	ErrFuture = errors.New("keyspace: revision is not reached yet")
+)
+
+// Snapshot is the key space as of one log entry. It may be used by several goroutines at once, until Release.
+//
+// Visit functions are called on the caller's goroutine and may read through the same snapshot. They end the walk by
+// returning false.
+type Snapshot struct {
+	space      *Space
+	state      state
+	registered *atomic.Int64 // nil: the writer's view
+}
+
+// Acquire returns a snapshot of the published state. Release it soon: until then nothing that it could read is freed,
+// nor anything that is superseded after.
+func (s *Space) Acquire() *Snapshot {
+	registered := s.epochs.enter()
+	return &Snapshot{space: s, state: *s.state.Load(), registered: registered}
+}
+
+// Release ends the use of the snapshot. Versions that were read through it stay valid. It may be called only once, after all
+// reads have returned; reads after it panic.
+func (sn *Snapshot) Release() {
+	if sn.space == nil {
+		panic("keyspace: snapshot released twice")
+	}
+	sn.space = nil
+	leave(sn.registered)
+}
+
+// WriterView returns a view of all that was written, published or not, for the writer's goroutine and only until its
+// next write, Compact or CompactSome. Its revision is that of the newest version if that is above the published one, its index
+// the published one. It needs no Release.
+func (s *Space) WriterView() Snapshot {
+	st := *s.state.Load()
+	st.revision = max(st.revision, s.newest.main)
+	st.compactRevision = s.compactRevision
+	st.historyCount = s.history.count
+	return Snapshot{space: s, state: st}
+}
+
+// Index of the log entry that the snapshot is the state after.
+func (sn *Snapshot) Index() uint64 { return sn.state.index }
+
+// Revision of the snapshot: the highest that can be read.
+func (sn *Snapshot) Revision() int64 { return sn.state.revision }
+
+// CompactRevision is the lowest revision that can be read.
+func (sn *Snapshot) CompactRevision() int64 { return sn.state.compactRevision }
+
+// Get returns the version of key at revision, zero or less meaning the snapshot's own; false if the key did not exist then.
+func (sn *Snapshot) Get(key []byte, revision int64) (Version, bool, error) {
+	revision, err := sn.check(revision)
+	if err != nil {
+		return Version{}, false, err
+	}
+	id, found := sn.space.index.find(key)
+	if !found {
+		return Version{}, false, nil
+	}
+	ref, ok := sn.at(id, revision)
+	if !ok {
+		return Version{}, false, nil
+	}
+	return sn.space.slabs.record(ref).version(), true, nil
+}
+
+// Range visits the keys in [start, end) that exist at revision, in ascending order. start nil: from the first key; end nil: no
+// bound. Revision as for Get.
+func (sn *Snapshot) Range(start, end []byte, revision int64, visit func(Version) bool) error {
+	return sn.walk((*index).ascend, start, end, revision, visit)
+}
+
+// RangeDescending is Range in descending order.
+func (sn *Snapshot) RangeDescending(start, end []byte, revision int64, visit func(Version) bool) error {
+	return sn.walk((*index).descend, start, end, revision, visit)
+}
+
+func (sn *Snapshot) walk(walk func(x *index, start, end []byte, visit func(uint32) bool),
+	start, end []byte, revision int64, visit func(Version) bool) error {
+	revision, err := sn.check(revision)
+	if err != nil {
+		return err
+	}
+	walk(&sn.space.index, start, end, func(id uint32) bool {
+		ref, ok := sn.at(id, revision)
+		return !ok || visit(sn.space.slabs.record(ref).version())
+	})
+	return nil
+}
+
+// Count returns how many keys of [start, end) exist at revision, without looking at their contents. Bounds and revision as
+// for Range.
+func (sn *Snapshot) Count(start, end []byte, revision int64) (int64, error) {
+	revision, err := sn.check(revision)
+	if err != nil {
+		return 0, err
+	}
+	var n int64
+	sn.space.index.ascend(start, end, func(id uint32) bool {
+		if _, ok := sn.at(id, revision); ok {
+			n++
+		}
+		return true
+	})
+	return n, nil
+}
+
+// History visits every version written from main revision fromMain to toMain, both included, tombstones among them, in the
+// order of (main, sub). A fromMain at or below the compact revision gives ErrCompacted; a toMain above the snapshot's
+// revision, or of zero or less, means the snapshot's revision. fromMain may lie above it: there is nothing to visit then.
+func (sn *Snapshot) History(fromMain, toMain int64, visit func(Version) bool) error {
+	s := sn.alive()
+	if fromMain <= sn.state.compactRevision {
+		return fmt.Errorf("%w: history from %d, compacted at %d", ErrCompacted, fromMain, sn.state.compactRevision)
+	}
+	if toMain <= 0 || toMain > sn.state.revision {
+		toMain = sn.state.revision
+	}
+	v := s.history.view.Load()
+	for n := v.after(fromMain-1, sn.state.historyCount); n < sn.state.historyCount; n++ {
+		c := v.at(n)
+		if c.main > toMain || !visit(s.slabs.record(recordRef(s.slots.at(c.slot).ref.Load())).version()) {
+			break
+		}
+	}
+	return nil
+}
+
+func (sn *Snapshot) alive() *Space {
+	if sn.space == nil {
+		panic("keyspace: snapshot used after its release")
+	}
+	return sn.space
+}
+
+// check resolves a revision to read at.
+func (sn *Snapshot) check(revision int64) (int64, error) {
+	sn.alive()
+	switch {
+	case revision <= 0:
+		return sn.state.revision, nil
+	case revision > sn.state.revision:
+		return 0, fmt.Errorf("%w: %d, now at %d", ErrFuture, revision, sn.state.revision)
+	case revision < sn.state.compactRevision:
+		return 0, fmt.Errorf("%w: %d, compacted at %d", ErrCompacted, revision, sn.state.compactRevision)
+	}
+	return revision, nil
+}
+
+// at returns the record of the key's version at revision; false if there is none or it is a tombstone.
+func (sn *Snapshot) at(id uint32, revision int64) (recordRef, bool) {
+	slots := &sn.space.slots
+	for number := sn.space.heads.at(id).Load(); number != 0; {
+		sl := slots.at(number)
+		if sl.main.Load() <= revision {
+			ref := recordRef(sl.ref.Load())
+			return ref, !ref.tombstone()
+		}
+		number = sl.prev.Load()
+	}
+	return 0, false
+}
