@@ -47,10 +47,14 @@ type sessionCore struct {
 	queue         proposalList
 	// retryAt: nothing is handed over before, because a member rejected something; zero for no such wait.
 	retryAt time.Duration
-	// sentAt is when something was last handed over, openSentAt when this incarnation's Open first was.
+	// sentAt is when something was last handed over, movedAt when something was last seen applied, openSentAt when this
+	// incarnation's Open was first handed over.
 	sentAt     time.Duration
+	movedAt    time.Duration
 	openSentAt time.Duration
 	openSent   bool
+	// refusedFor is why the last Open was skipped; empty for no reason.
+	refusedFor string
 	timeouts   int
 	estimate   roundTripEstimate
 	// blocked: nothing has moved since blockedSince although something should.
@@ -139,7 +143,10 @@ type sessionEvent struct {
 	seq         uint64
 	sessionTime time.Duration
 	rejections  []*logv1.AppendRejection
-	err         error
+	results     []statemachine.Result
+	// reason is for people.
+	reason string
+	err    error
 }
 
 type sessionEventKind uint8
@@ -162,7 +169,7 @@ const (
 	eventOpened
 	// eventOpenRefused: the Open of the incarnation in number was skipped. With err it never will be taken.
 	eventOpenRefused
-	// eventApplied: the batch (session, seq) was applied.
+	// eventApplied: the batch (session, seq) was applied, with results.
 	eventApplied
 	// eventGap: the batch (session, seq) was skipped because an earlier one is missing.
 	eventGap
@@ -183,8 +190,10 @@ type sessionEffects struct {
 	persist uint64
 	// finished are proposals that came to an end without being applied.
 	finished []finishedProposal
-	// applied is the batch of eventApplied: its proposals get their results; nil stands for one that nobody waits for.
-	applied *batch
+	// applied are proposals that were applied, with their results.
+	applied []appliedProposal
+	// committed, if not zero, is how long the batch of applied took from its hand-over.
+	committed time.Duration
 	// wake, if not zero, is when eventTimer is to come at the latest.
 	wake time.Duration
 	// resent says why what is in flight was handed over again, for metrics; empty for nothing.
@@ -196,6 +205,11 @@ type sessionEffects struct {
 type finishedProposal struct {
 	proposal *proposal
 	err      error
+}
+
+type appliedProposal struct {
+	proposal *proposal
+	result   statemachine.Result
 }
 
 // proposalOutcome is what a caller of Propose is given.
@@ -211,7 +225,9 @@ func newSessionCore(config sessionConfig, now time.Duration) *sessionCore {
 // step takes one event. The effects are valid until the next step.
 func (s *sessionCore) step(event sessionEvent, now time.Duration) *sessionEffects {
 	s.now = now
-	s.effects = sessionEffects{send: s.effects.send[:0], finished: s.effects.finished[:0]}
+	s.effects = sessionEffects{
+		send: s.effects.send[:0], finished: s.effects.finished[:0], applied: s.effects.applied[:0],
+	}
 	switch event.kind {
 	case eventTimer:
 	case eventCaughtUp:
@@ -332,7 +348,7 @@ func (s *sessionCore) waitingForLog() bool {
 
 func (s *sessionCore) resendDue() time.Duration {
 	after := min(max(s.estimate.timeout(), s.config.resendAfterMin)<<min(s.timeouts, 6), s.config.resendAfterMax)
-	return s.sentAt + after
+	return max(s.sentAt, s.movedAt) + after
 }
 
 func (s *sessionCore) resendIfLate() {
@@ -362,7 +378,7 @@ func (s *sessionCore) rejected(r *logv1.AppendRejection) {
 		}
 		switch r.GetReason() {
 		case logv1.AppendRejection_REASON_TOO_LARGE:
-			s.refuse(b, ErrTooLarge)
+			s.refuse(b, fmt.Errorf("%w: %w", ErrNotApplied, ErrTooLarge))
 			return
 		case logv1.AppendRejection_REASON_INVALID:
 			s.refuse(b, fmt.Errorf("%w: the log refuses the proposal as invalid", ErrNotApplied))
@@ -401,6 +417,7 @@ func (s *sessionCore) opened(event sessionEvent) {
 	// The entry that opens a session ends the one before it.
 	s.requeue()
 	s.phase = phaseOpen
+	s.refusedFor = ""
 	s.session = event.session
 	s.sessionTime = event.sessionTime
 	s.nextSeq = 1
@@ -416,6 +433,7 @@ func (s *sessionCore) openRefused(event sessionEvent) {
 		s.effects.fatal = event.err
 		return
 	}
+	s.refusedFor = event.reason
 	s.retryAt = s.now + s.config.openRetry
 }
 
@@ -432,13 +450,19 @@ func (s *sessionCore) applied(event sessionEvent) {
 		// Of a batch that was sent twice nobody knows which copy was applied.
 		s.estimate.sample(s.now - b.firstSent)
 	}
+	if len(b.proposals) != len(event.results) {
+		s.effects.fatal = fmt.Errorf("batch %d of session %d: %d results for %d commands", b.seq, s.session, len(event.results), len(b.proposals))
+		return
+	}
 	for i, p := range b.proposals {
-		if p.state == proposalLeft {
-			b.proposals[i] = nil
+		if p.state == proposalHandedOver {
+			s.effects.applied = append(s.effects.applied, appliedProposal{p, event.results[i]})
 		}
 		p.state = proposalFinished
 	}
-	s.effects.applied = b
+	if len(b.proposals) > 0 {
+		s.effects.committed = max(s.now-b.firstSent, 1)
+	}
 	s.moved()
 }
 
@@ -611,6 +635,7 @@ func (s *sessionCore) renew() {
 func (s *sessionCore) moved() {
 	s.blocked = false
 	s.timeouts = 0
+	s.movedAt = s.now
 }
 
 // judge notes since when nothing moves. Only what moves ends that, so that a member which rejects every copy is not

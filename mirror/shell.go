@@ -9,7 +9,6 @@ import (
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/logclient"
-	"github.com/logmirror/logmirror/statemachine"
 )
 
 // sessions is the shell around sessionCore: a lock, a timer, and the hands that do what a step asks for. Nothing
@@ -25,8 +24,6 @@ type sessions struct {
 	timer    *time.Timer
 	// armed is when the timer fires, on Config.Clock; zero when it does not.
 	armed time.Duration
-	// refusedFor is why the last Open was not taken; empty for no reason.
-	refusedFor string
 }
 
 func newSessions(m *Mirror) *sessions {
@@ -79,6 +76,13 @@ func (s *sessions) do(effects *sessionEffects) {
 		m.metrics.resends.WithLabelValues(effects.resent).Inc()
 		m.config.Logger.Info("proposals in flight are handed over again", "reason", effects.resent, "proposals", len(effects.send))
 	}
+	for _, a := range effects.applied {
+		a.proposal.done <- proposalOutcome{result: a.result}
+	}
+	if effects.committed != 0 {
+		m.metrics.commitSeconds.Observe(effects.committed.Seconds())
+		m.metrics.batchCommands.Observe(float64(len(effects.applied)))
+	}
 	for _, f := range effects.finished {
 		f.proposal.done <- proposalOutcome{err: f.err}
 	}
@@ -92,37 +96,6 @@ func (s *sessions) do(effects *sessionEffects) {
 		s.armed = effects.wake
 		s.timer.Reset(effects.wake - s.core.now)
 	}
-}
-
-// applied gives the results of this mirror's own batch to its callers.
-func (s *sessions) applied(applied *statemachine.Applied) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	effects := s.core.step(sessionEvent{kind: eventApplied, session: applied.Session, seq: applied.Seq}, s.mirror.config.Clock())
-	if b := effects.applied; b != nil {
-		if len(b.proposals) != len(applied.Results) {
-			return fmt.Errorf("entry %d: %d results for %d commands", applied.Index, len(applied.Results), len(b.proposals))
-		}
-		for i, p := range b.proposals {
-			if p != nil {
-				p.done <- proposalOutcome{result: applied.Results[i]}
-			}
-		}
-		if len(b.proposals) > 0 {
-			s.mirror.metrics.batchCommands.Observe(float64(len(b.proposals)))
-			s.mirror.metrics.commitSeconds.Observe((s.core.now - b.firstSent).Seconds())
-		}
-	}
-	s.do(effects)
-	return nil
-}
-
-// refused tells the core of an Open that was skipped.
-func (s *sessions) refused(event sessionEvent, reason statemachine.SkipReason) {
-	s.mu.Lock()
-	s.refusedFor = reason.String()
-	s.do(s.core.step(event, s.mirror.config.Clock()))
-	s.mu.Unlock()
 }
 
 func (s *sessions) propose(p *proposal) { s.step(sessionEvent{kind: eventPropose, proposal: p}) }
@@ -184,8 +157,8 @@ func (s *sessions) trouble() string {
 	defer s.mu.Unlock()
 	now := s.mirror.config.Clock()
 	switch {
-	case s.core.phase != phaseOpen && s.refusedFor != "":
-		return "the log refuses this frontend's session: " + s.refusedFor
+	case s.core.phase != phaseOpen && s.core.refusedFor != "":
+		return "the log refuses this frontend's session: " + s.core.refusedFor
 	case s.core.blocked && now-s.core.blockedSince > s.mirror.config.FailFastAfter:
 		return fmt.Sprintf("the log takes no commands since %s", (now - s.core.blockedSince).Round(time.Second))
 	}
