@@ -1,0 +1,220 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/logmirror/logmirror/internal/disk"
+)
+
+const footerMagic = 0x5446_4d4c // "LMFT"
+
+// Open opens the log in a directory, which is made if it is missing, and recovers it: on return everything that the log
+// says it holds is durable. It takes the directory's lock. ErrLocked, *OtherMemberError and *CorruptError tell what is
+// wrong with a log that can't be used; ErrNoSpace that there is no room for the first segment of a new one.
+func Open(fsys disk.FS, dir string, o Options) (*Log, error) {
+	o.setDefaults()
+	if err := fsys.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("segment: open log: %w", err)
+	}
+	l := &Log{fs: fsys, dir: dir, options: o, identity: o.Identity,
+		writer: make(chan struct{}, 1), reserving: make(chan struct{}, 1), wanted: make(chan struct{}, 1)}
+	lock, err := fsys.Lock(l.path(lockName))
+	if err != nil {
+		return nil, fmt.Errorf("segment: open log: %w", err)
+	}
+	l.lock = lock
+	if err := l.recover(); err != nil {
+		for _, s := range l.segments {
+			err = errors.Join(err, s.release())
+		}
+		return nil, errors.Join(err, lock.Close())
+	}
+	if !o.ManualReserve {
+		l.stop, l.stopped = make(chan struct{}), make(chan struct{})
+		l.wantSpare()
+		go l.reserve()
+	}
+	return l, nil
+}
+
+func (l *Log) recover() error {
+	sequences, err := l.listSegments()
+	if err != nil {
+		return err
+	}
+	if err := l.openSegments(sequences); err != nil {
+		return err
+	}
+	if len(l.segments) == 0 {
+		return l.roll(0)
+	}
+	l.identity = l.segments[0].header.identity
+	if err := l.dropReplaced(); err != nil {
+		return err
+	}
+	for i, s := range l.segments {
+		if err := l.loadSegment(i, s); err != nil {
+			return err
+		}
+	}
+	active := l.active()
+	if active.tail.torn {
+		l.mustRoll = true
+		l.options.Logger.Warn("cut off a write that was never synced", "file", active.path, "offset", active.tail.end)
+	}
+	return l.syncTail(active)
+}
+
+// listSegments returns the sequences of the segments that are there, ascending, and removes what an interrupted log left
+// behind.
+func (l *Log) listSegments() (sequences []uint64, err error) {
+	names, err := l.fs.ReadDir(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("segment: open log: %w", err)
+	}
+	for _, name := range names {
+		if sequence, ok := parseSegmentName(name); ok {
+			sequences = append(sequences, sequence)
+		}
+		if name == spareName || name == temporaryName {
+			if err := l.fs.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("segment: open log: %w", err)
+			}
+		}
+	}
+	slices.Sort(sequences)
+	// A name that was seen may not be durable yet.
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return nil, fmt.Errorf("segment: open log: %w", err)
+	}
+	return sequences, nil
+}
+
+func (l *Log) openSegments(sequences []uint64) error {
+	for _, sequence := range sequences {
+		s, err := openSegment(l.fs, l.path(segmentName(sequence)))
+		if err != nil {
+			return err
+		}
+		l.segments = append(l.segments, s)
+		if have := s.header.identity; !l.identity.matches(have) || have != l.segments[0].header.identity {
+			return &OtherMemberError{File: s.path, Want: l.identity, Have: have}
+		}
+	}
+	return nil
+}
+
+func openSegment(fsys disk.FS, path string) (*segmentFile, error) {
+	file, err := fsys.OpenFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("segment: open log: %w", err)
+	}
+	s := &segmentFile{path: path, file: file}
+	s.references.Store(1)
+	s.bytes, err = file.Size()
+	if err == nil {
+		s.header, err = readSegmentHeader(file, path, s.bytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return s, nil
+}
+
+// dropReplaced removes the segments before the newest one with which the log began anew.
+func (l *Log) dropReplaced() error {
+	begin := 0
+	for i, s := range l.segments {
+		if s.header.reset {
+			begin = i
+		}
+	}
+	replaced := l.segments[:begin]
+	l.segments = slices.Clone(l.segments[begin:])
+	for _, s := range replaced {
+		if err := l.removeFile(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadSegment takes segment number i of the log into the log's state.
+func (l *Log) loadSegment(i int, s *segmentFile) error {
+	h := &s.header
+	end := int64(-1)
+	if i+1 < len(l.segments) {
+		next := &l.segments[i+1].header
+		if next.sequence != h.sequence+1 {
+			return &CorruptError{File: l.path(segmentName(h.sequence + 1)), Reason: "segment is missing"}
+		}
+		end = next.previousEnd
+	}
+	l.hardState, l.membership = h.hardState, h.membership
+	if i == 0 {
+		l.base, l.last = h.base, h.base
+	} else if h.base != l.last {
+		return &CorruptError{File: s.path,
+			Reason: fmt.Sprintf("segment continues after entry %d, the log ends at %d", h.base.index, l.last.index)}
+	}
+	w := &window{file: s.file, path: s.path, size: s.bytes}
+	t, err := scan(w, h, end, func(offset int64, f *frame) error { return l.replay(s, offset, f) })
+	if err != nil {
+		return err
+	}
+	s.tail = t
+	if i+1 < len(l.segments) && t.crc != l.segments[i+1].header.previousCRC {
+		return &CorruptError{File: s.path, Offset: t.end, Reason: "segment does not end as the next one says"}
+	}
+	return nil
+}
+
+// replay takes a frame into the log's state, as Append did when it wrote it.
+func (l *Log) replay(s *segmentFile, offset int64, f *frame) error {
+	damaged := func(reason string) error { return &CorruptError{File: s.path, Offset: offset, Reason: reason} }
+	if f.first > l.last.index+1 {
+		return damaged(fmt.Sprintf("entry %d follows entry %d", f.first, l.last.index))
+	}
+	if f.first == l.last.index+1 && (f.previousTerm != l.last.term || f.previousDigest != l.last.digest) {
+		return damaged(fmt.Sprintf("frame does not continue entry %d", l.last.index))
+	}
+	l.hardState = f.hardState
+	if f.membership != nil {
+		l.membership = append([]byte{}, f.membership...)
+	}
+	if f.entryCount == 0 {
+		return nil
+	}
+	l.cut(&f.frameHeader)
+	f.entries(func(e Entry) bool {
+		l.addTerm(e.Index, e.Term)
+		l.last = base{index: e.Index, term: e.Term, digest: NextDigest(l.last.digest, e.Index, e.Term, e.Data)}
+		return true
+	})
+	s.frames = append(s.frames, frameRef{first: f.first, offset: offset, length: uint32(f.length())})
+	s.last = l.last.index
+	return nil
+}
+
+// syncTail makes the last frame durable before anything is said on the strength of it: whoever wrote it may have died
+// before its sync. The same bytes are written again first, because a system whose sync failed may hold them in memory and
+// take them for written.
+func (l *Log) syncTail(s *segmentFile) error {
+	if length := int64(s.tail.length); length > 0 {
+		b := make([]byte, length)
+		offset := s.tail.end - length
+		if err := readFull(s.file, s.path, b, offset); err != nil {
+			return err
+		}
+		if _, err := s.file.WriteAt(b, offset); err != nil {
+			return fmt.Errorf("segment: open log: %w", err)
+		}
+	}
+	if err := s.file.Datasync(); err != nil {
+		return fmt.Errorf("segment: open log: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/logmirror/logmirror/internal/disk"
+)
+
+// spareFile is space reserved for the next segment: a file of zeros, durable, without meaning under its name.
+type spareFile struct {
+	file  disk.File
+	bytes int64
+}
+
+// Reserve makes the space for the next segment, if it is not there yet. Needed only with ManualReserve; it may run
+// beside everything else. ErrNoSpace changes nothing; after any other error the log takes no more.
+func (l *Log) Reserve() error {
+	l.reserving <- struct{}{}
+	defer func() { <-l.reserving }()
+	if l.spare != nil {
+		return nil
+	}
+	spare, err := l.makeFile(spareName, l.options.SegmentBytes)
+	if err != nil && !errors.Is(err, ErrNoSpace) {
+		err = l.fail(err)
+	}
+	l.mu.Lock()
+	if l.reserveErr == nil && err != nil {
+		l.options.Logger.Warn("no space reserved for the next segment", "dir", l.dir, "error", err)
+	}
+	l.reserveErr = err
+	if err == nil {
+		l.spareBytes = spare.bytes
+	}
+	l.mu.Unlock()
+	if err == nil {
+		l.spare = spare
+	}
+	return err
+}
+
+// reserve makes spares as they are wanted, until the log is closed.
+func (l *Log) reserve() {
+	defer close(l.stopped)
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.wanted:
+		case <-retry:
+		}
+		retry = nil
+		if err := l.Reserve(); errors.Is(err, ErrNoSpace) {
+			retry = time.After(l.options.ReserveRetry)
+		}
+	}
+}
+
+// wantSpare asks for the next spare, without waiting for it.
+func (l *Log) wantSpare() {
+	select {
+	case l.wanted <- struct{}{}:
+	default:
+	}
+}
+
+// makeFile makes a durable file of zeros. Where there is no room it leaves none.
+func (l *Log) makeFile(name string, bytes int64) (*spareFile, error) {
+	path := l.path(name)
+	file, err := l.fs.Create(path)
+	if err != nil {
+		return nil, fmt.Errorf("segment: make %s: %w", path, err)
+	}
+	err = file.Allocate(bytes)
+	if err == nil {
+		err = file.Datasync()
+		if err != nil && errors.Is(err, ErrNoSpace) {
+			// Nothing of the file counts yet, so a sync that failed for want of room has lost nothing.
+			err = fmt.Errorf("sync %s: %w", path, err)
+		}
+	}
+	if err != nil {
+		return nil, l.discard(path, file, err)
+	}
+	return &spareFile{file: file, bytes: bytes}, nil
+}
+
+// discard gives up a file that is not part of the log and returns the error that made it useless.
+func (l *Log) discard(path string, file disk.File, cause error) error {
+	err := file.Close()
+	if removeErr := l.fs.Remove(path); !errors.Is(removeErr, fs.ErrNotExist) {
+		err = errors.Join(err, removeErr)
+	}
+	if err != nil {
+		l.options.Logger.Warn("file can't be removed", "file", path, "error", err)
+	}
+	return fmt.Errorf("segment: %w", cause)
+}
+
+// takeFile returns a file for a segment that has room for a frame of need bytes behind a header of headerBytes: the
+// spare if that is large enough, else a new one. The caller gives it a segment's name or discards it.
+func (l *Log) takeFile(headerBytes, need int64) (name string, file *spareFile, err error) {
+	bytes := max(l.options.SegmentBytes, align512(headerBytes+need))
+	l.reserving <- struct{}{}
+	defer func() { <-l.reserving }()
+	if l.spare != nil && l.spare.bytes >= bytes {
+		file, l.spare = l.spare, nil
+		l.mu.Lock()
+		l.spareBytes = 0
+		l.mu.Unlock()
+		return spareName, file, nil
+	}
+	name = spareName
+	if l.spare != nil {
+		name = temporaryName
+	}
+	file, err = l.makeFile(name, bytes)
+	if err != nil && !errors.Is(err, ErrNoSpace) {
+		err = l.fail(err)
+	}
+	return name, file, err
+}
+
+// roll begins the next segment, with room for a frame of need bytes.
+func (l *Log) roll(need int64) error {
+	h := l.nextHeader()
+	name, spare, err := l.takeFile(h.length(), need)
+	if err != nil {
+		return err
+	}
+	h.fileBytes = spare.bytes
+	s, err := l.beginSegment(name, spare, &h)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.segments = append(slices.Clone(l.segments), s)
+	l.mu.Unlock()
+	l.mustRoll = false
+	l.wantSpare()
+	return nil
+}
+
+// nextHeader returns the header of the segment that continues the log.
+func (l *Log) nextHeader() segmentHeader {
+	h := segmentHeader{sequence: 1, identity: l.identity, hardState: l.hardState, base: l.last, membership: l.membership}
+	if len(l.segments) > 0 {
+		active := l.active()
+		h.sequence = active.header.sequence + 1
+		h.previousEnd, h.previousCRC = active.tail.end, active.tail.crc
+	}
+	return h
+}
+
+// beginSegment makes a file of zeros a segment: its header is durable before it gets its name, and its name before the
+// first frame is written to it.
+func (l *Log) beginSegment(name string, spare *spareFile, h *segmentHeader) (*segmentFile, error) {
+	encoded := h.encode()
+	if _, err := spare.file.WriteAt(encoded, 0); err != nil {
+		err = l.discard(l.path(name), spare.file, err)
+		if errors.Is(err, ErrNoSpace) {
+			return nil, err
+		}
+		return nil, l.fail(err)
+	}
+	if err := spare.file.Datasync(); err != nil {
+		return nil, l.fail(errors.Join(err, spare.file.Close()))
+	}
+	s := newSegmentFile(spare, h)
+	return s, l.nameSegment(name, s)
+}
+
+// newSegmentFile returns a segment without frames, which has no path yet.
+func newSegmentFile(spare *spareFile, h *segmentHeader) *segmentFile {
+	s := &segmentFile{file: spare.file, header: *h, bytes: spare.bytes, tail: tail{end: h.length(), crc: h.salt}}
+	s.references.Store(1)
+	return s
+}
+
+// nameSegment gives a file whose content is durable its name as a segment. From here on it is part of the log.
+func (l *Log) nameSegment(name string, s *segmentFile) error {
+	s.path = l.path(segmentName(s.header.sequence))
+	err := l.fs.Rename(l.path(name), s.path)
+	if err == nil {
+		err = l.fs.SyncDir(l.dir)
+	}
+	if err != nil {
+		return l.fail(errors.Join(err, s.file.Close()))
+	}
+	l.options.Logger.Debug("began segment", "file", s.path, "after_index", s.header.base.index)
+	return nil
+}
