@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"os"
 	"testing"
 	"time"
 
@@ -12,16 +11,12 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-
-	"github.com/logmirror/logmirror/internal/disk"
-	"github.com/logmirror/logmirror/logservice"
 )
 
-// testCluster is a log of one member with frontends on loopback.
+// testCluster is a log with frontends on loopback.
 type testCluster struct {
 	t      *testing.T
-	log    *logservice.Server
-	member string
+	log    *fakeLog
 	logger *slog.Logger
 }
 
@@ -31,21 +26,10 @@ func newTestCluster(t *testing.T) *testCluster {
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
-	c := &testCluster{t: t, logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
-	listener := listen(t)
-	c.member = listener.Addr().String()
-	server, err := logservice.Start(logservice.Config{
-		Name: "m1", Region: "us", DataDir: t.TempDir(), Listener: listener, FS: disk.NewMemory(1),
-		InitialCluster: []logservice.InitialMember{{Name: "m1", Address: c.member}},
-		TickInterval:   10 * time.Millisecond,
-		Logger:         c.logger,
-	})
-	if err != nil {
-		t.Fatal(err)
+	return &testCluster{
+		t: t, log: newFakeLog(t),
+		logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
 	}
-	c.log = server
-	t.Cleanup(server.Stop)
-	return c
 }
 
 func listen(t *testing.T) net.Listener {
@@ -61,8 +45,9 @@ func listen(t *testing.T) net.Listener {
 func (c *testCluster) frontend(name, region string, change ...func(*Config)) *Server {
 	c.t.Helper()
 	config := Config{
-		Name: name, Region: region, DataDir: c.t.TempDir(), Listener: listen(c.t), Log: []string{c.member}, Logger: c.logger,
+		Name: name, Region: region, DataDir: c.t.TempDir(), Listener: listen(c.t), Log: []string{c.log.address}, Logger: c.logger,
 	}
+	config.Mirror.Log.RetryMin, config.Mirror.Log.RetryMax = 5*time.Millisecond, 50*time.Millisecond
 	for _, f := range change {
 		f(&config)
 	}

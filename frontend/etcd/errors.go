@@ -40,11 +40,12 @@ var table = []struct{ err, status error }{
 	{watch.ErrClosed, rpctypes.ErrGRPCStopped},
 	{mirror.ErrTooLarge, rpctypes.ErrGRPCRequestTooLarge},
 	{mirror.ErrOverloaded, rpctypes.ErrGRPCRequestTooManyRequests},
+	// Before the ends of contexts: the mirror's own attempts end by those, too.
+	{mirror.ErrStopped, rpctypes.ErrGRPCStopped},
+	{mirror.ErrUnavailable, rpctypes.ErrGRPCNoLeader},
 	{context.DeadlineExceeded, status.FromContextError(context.DeadlineExceeded).Err()},
 	{context.Canceled, status.FromContextError(context.Canceled).Err()},
-	{mirror.ErrStopped, rpctypes.ErrGRPCStopped},
 	{mirror.ErrNotApplied, rpctypes.ErrGRPCNoLeader},
-	{mirror.ErrUnavailable, rpctypes.ErrGRPCNoLeader},
 }
 
 // failure turns an error of the parts below into a status, with what became of a write as a detail.

@@ -61,11 +61,11 @@ var rows = []struct {
 	{ErrNotReady, codes.Unavailable},
 	{mirror.ErrOverloaded, codes.ResourceExhausted},
 	{mirror.ErrTooLarge, codes.InvalidArgument},
-	{context.DeadlineExceeded, codes.DeadlineExceeded},
-	{context.Canceled, codes.Canceled},
-	{mirror.ErrUnknown, codes.Unknown},
+	// Before the ends of contexts: the mirror's own attempts end by those, too.
 	{mirror.ErrStopped, codes.Unavailable},
 	{mirror.ErrUnavailable, codes.Unavailable},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
 	{mirror.ErrNotApplied, codes.Unavailable},
 	{ErrOtherLog, codes.FailedPrecondition},
 	{statemachine.ErrRequestIDMalformed, codes.InvalidArgument},
@@ -96,6 +96,9 @@ func Status(err error, prefix string) error {
 }
 
 func code(err error) codes.Code {
+	if errors.Is(err, mirror.ErrUnknown) {
+		return unknownCode(err)
+	}
 	for _, row := range rows {
 		if errors.Is(err, row.err) {
 			return row.code
@@ -110,6 +113,18 @@ func code(err error) codes.Code {
 		return codes.Unavailable
 	case errors.As(err, &behind):
 		return codes.OutOfRange
+	default:
+		return codes.Unknown
+	}
+}
+
+// unknownCode says why nobody knows: the end of the caller's own time, or something else.
+func unknownCode(err error) codes.Code {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
 	default:
 		return codes.Unknown
 	}
