@@ -37,7 +37,9 @@ func (sn *Snapshot) Release() {
 		panic("keyspace: snapshot released twice")
 	}
 	sn.space = nil
-	leave(sn.registered)
+	if sn.registered != nil {
+		leave(sn.registered)
+	}
 }
 
 // WriterView returns a view of all that was written, published or not, for the writer's goroutine and only until its
@@ -123,7 +125,7 @@ func (sn *Snapshot) Count(start, end []byte, revision int64) (int64, error) {
 // revision, or of zero or less, means the snapshot's revision. fromMain may lie above it: there is nothing to visit then.
 func (sn *Snapshot) History(fromMain, toMain int64, visit func(Version) bool) error {
 	s := sn.alive()
-	if fromMain <= sn.state.compactRevision {
+	if compacted := sn.state.compactRevision; compacted > 0 && fromMain <= compacted {
 		return fmt.Errorf("%w: history from %d, compacted at %d", ErrCompacted, fromMain, sn.state.compactRevision)
 	}
 	if toMain <= 0 || toMain > sn.state.revision {

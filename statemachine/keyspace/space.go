@@ -35,17 +35,17 @@ type Space struct {
 
 	// The rest belongs to the writer.
 
-	newest               change // the newest version's revision and the bytes freed up to there; its slot is not kept
-	newestSub            int64
-	written              bool // at least one version was put into the history
-	compactRevision      int64
-	compactFreedBytes    int64 // change.freedBytes at compactRevision
-	writtenBytes         int64 // logical bytes of all versions ever stored
-	keys                 int   // live ones
-	versions             int   // physically retained
-	retirees             retirees
-	compaction           compaction
-	evacuation           evacuation
+	newest            change // the newest version's revision and the bytes freed up to there; its slot is not kept
+	newestSub         int64
+	written           bool // at least one version was put into the history
+	compactRevision   int64
+	compactFreedBytes int64 // change.freedBytes at compactRevision
+	writtenBytes      int64 // logical bytes of all versions ever stored
+	keys              int   // live ones
+	versions          int   // physically retained
+	retirees          retirees
+	compaction        compaction
+	evacuation        evacuation
 }
 
 // state is what a reader takes as one value.
