@@ -348,6 +348,7 @@ func TestWhileTheLogIsAway(t *testing.T) {
 	c := newTestCluster(t)
 	server := c.frontend("us-1", "us", func(config *Config) {
 		config.Mirror.FailFastAfter, config.Mirror.ReadRoundTimeout = 100*time.Millisecond, 100*time.Millisecond
+		config.Mirror.UnknownAfter = 200 * time.Millisecond
 	})
 	connection, ctx := c.connection(server), testContext(t)
 	kv := kvv1.NewKvServiceClient(connection)
@@ -361,10 +362,13 @@ func TestWhileTheLogIsAway(t *testing.T) {
 			t.Errorf("%s: %v (%q)", name, err, reason(err))
 		}
 	}
-	// The mirror needs a moment to find out; from then on writes fail at once and for certain.
+	// The mirror needs a moment to find out, and the outcome of a put handed over before is not known; from then on
+	// writes fail at once and for certain.
 	var err error
-	for reason(err) != serving.ReasonNotApplied && ctx.Err() == nil {
-		_, err = kv.Put(ctx, &kvv1.PutRequest{Key: []byte("lost")})
+	var lost []byte
+	for i := 0; reason(err) != serving.ReasonNotApplied && ctx.Err() == nil; i++ {
+		lost = fmt.Appendf(nil, "lost-%d", i)
+		_, err = kv.Put(ctx, &kvv1.PutRequest{Key: lost})
 	}
 	failed("put", err, codes.Unavailable, serving.ReasonNotApplied)
 	_, err = kv.Get(ctx, &kvv1.GetRequest{Key: []byte("k")})
@@ -381,7 +385,7 @@ func TestWhileTheLogIsAway(t *testing.T) {
 	failed("get of a fresh state", err, codes.Unavailable, "")
 
 	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	_, err = kv.Put(short, &kvv1.PutRequest{Key: []byte("lost"), Options: &kvv1.WriteOptions{WaitForLog: true}})
+	_, err = kv.Put(short, &kvv1.PutRequest{Key: []byte("late"), Options: &kvv1.WriteOptions{WaitForLog: true}})
 	cancel()
 	if status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("put that waits for the log: %v", err)
@@ -402,8 +406,8 @@ func TestWhileTheLogIsAway(t *testing.T) {
 	if err := <-waits; err != nil {
 		t.Errorf("put that waited: %v", err)
 	}
-	if lost, err := kv.Get(ctx, &kvv1.GetRequest{Key: []byte("lost")}); err != nil || lost.GetKeyValue() != nil {
-		t.Errorf("what was not applied: %v, %v", lost, err)
+	if found, err := kv.Get(ctx, &kvv1.GetRequest{Key: lost}); err != nil || found.GetKeyValue() != nil {
+		t.Errorf("what was not applied: %v, %v", found, err)
 	}
 }
 
