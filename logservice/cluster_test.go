@@ -33,8 +33,7 @@ type testCluster struct {
 	regions []string
 	config  func(region string, c *Config)
 	servers map[string]*Server
-	disks   map[string]*memoryStorage
-	fs      map[string]*disk.Memory
+	disks   map[string]*disk.Memory
 
 	mu    sync.Mutex
 	conns []*grpc.ClientConn
@@ -60,10 +59,9 @@ func bubble(t *testing.T, config func(region string, c *Config), test func(t *te
 	synctest.Test(t, func(t *testing.T) {
 		c := &testCluster{t: t, net: wan.New(wan.Options{InMemory: true, RoundTrips: roundTrips}),
 			regions: []string{"us", "eu", "ap"}, config: config,
-			servers: map[string]*Server{}, disks: map[string]*memoryStorage{}, fs: map[string]*disk.Memory{}, agreed: map[uint64]string{}}
+			servers: map[string]*Server{}, disks: map[string]*disk.Memory{}, agreed: map[uint64]string{}}
 		for i, region := range c.regions {
-			c.disks[region] = &memoryStorage{}
-			c.fs[region] = disk.NewMemory(uint64(i))
+			c.disks[region] = disk.NewMemory(uint64(i))
 		}
 		defer func() {
 			for _, conn := range c.conns {
@@ -98,8 +96,7 @@ func (c *testCluster) tryStart(region string) (*Server, error) {
 		return nil, err
 	}
 	config := Config{Name: region, Region: region, DataDir: "/" + region, Listener: listener,
-		Dial: c.net.Region(region).Dial, FS: c.fs[region], Logger: logger(c.t),
-		openStorage: func(Identity) (logStorage, error) { return c.disks[region], nil }}
+		Dial: c.net.Region(region).Dial, FS: c.disks[region], SegmentBytes: 64 << 10, Logger: logger(c.t)}
 	for _, r := range c.regions {
 		config.InitialCluster = append(config.InitialCluster, InitialMember{Name: r, Address: r + ":1"})
 	}
@@ -113,10 +110,24 @@ func (c *testCluster) tryStart(region string) (*Server, error) {
 	return s, err
 }
 
-// kill ends a member; its disk stays.
+// kill cuts a member's power: what it did not sync may be lost.
 func (c *testCluster) kill(region string) {
+	c.disks[region].Crash()
 	c.servers[region].Kill()
+	c.disks[region].Restart()
 	delete(c.servers, region)
+}
+
+// stall lets no sync of a member's disk return until the returned function is called.
+func (c *testCluster) stall(region string) (resume func()) {
+	release := make(chan struct{})
+	c.disks[region].SetHook(func(o disk.Operation) error {
+		if o.Kind == disk.OpSync {
+			<-release
+		}
+		return nil
+	})
+	return func() { c.disks[region].SetHook(nil); close(release) }
 }
 
 // client connects to the member of a region from the region itself.

@@ -64,28 +64,6 @@ type Config struct {
 	Version    string
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-
-	// openStorage replaces the log on disk in tests.
-	openStorage func(identity Identity) (logStorage, error)
-}
-
-// Identity is what a data directory belongs to.
-type Identity struct {
-	// ClusterHash is that of the first membership.
-	ClusterHash uint64
-	// MemberID is the raft id.
-	MemberID uint64
-	// DataDirectoryID is random, made with the directory.
-	DataDirectoryID uint64
-}
-
-// logStorage is the log on disk with the side that writes.
-type logStorage interface {
-	Storage
-	// Append writes a group; it is durable on return. ErrNoSpace: nothing was written. Any other error is final.
-	Append(g Group) error
-	DiskBytes() int64
-	Close() error
 }
 
 var (

@@ -337,6 +337,9 @@ func (m *Member) observe() bool {
 	case now.vote != before.vote && now.vote != 0 && now.vote != m.config.ID:
 		m.putOff()
 	}
+	if now.lead != before.lead {
+		m.config.Logger.Info("leader changed", "term", now.term, "leader", m.leaderName(now.lead), "last_index", m.log.last)
+	}
 	if now.lead != 0 && now.lead != before.lead {
 		m.lastLeader = now.lead
 		m.heardLeader()
@@ -344,6 +347,16 @@ func (m *Member) observe() bool {
 		m.tickTransfers()
 	}
 	return true
+}
+
+func (m *Member) leaderName(id uint64) string {
+	if member := m.record.member(id); member != nil {
+		return member.Name
+	}
+	if id == 0 {
+		return "none"
+	}
+	return memberName(id)
 }
 
 // becameLeader starts log time for the term, and names the log if it has no name.

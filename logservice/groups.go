@@ -53,7 +53,7 @@ func (m *Member) startGroup() {
 			group.Entries = append(group.Entries, storageEntries(entries)...)
 		}
 		if message.Term != nil {
-			group.HardState = HardState{message.GetTerm(), message.GetVote(), message.GetCommit()}
+			group.HardState = HardState{Term: message.GetTerm(), Vote: message.GetVote(), Commit: message.GetCommit()}
 		}
 	}
 	if n == len(g.queue) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/logservice/peer"
+	"github.com/logmirror/logmirror/logservice/segment"
 )
 
 // Epoch is the log's. It is raised by the recovery of a lost quorum.
@@ -25,7 +27,7 @@ type Server struct {
 	id        uint64
 	cluster   initialCluster
 	directory *directory
-	storage   logStorage
+	storage   *segment.Log
 	member    *Member
 	transport *peer.Transport
 	grpc      *grpc.Server
@@ -89,7 +91,9 @@ func (s *Server) open() (err error) {
 	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, s.cluster.hash, s.id); err != nil {
 		return err
 	}
-	if s.storage, err = s.openStorage(); err != nil {
+	s.storage, err = segment.Open(c.FS, filepath.Join(c.DataDir, "log"), segment.Options{
+		SegmentBytes: c.SegmentBytes, Identity: s.directory.identity(), Logger: s.logger})
+	if err != nil {
 		return err
 	}
 	if s.storage.Membership() == nil {
@@ -125,14 +129,6 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	return s.membershipChanged()
-}
-
-// openStorage opens the log on disk.
-func (s *Server) openStorage() (logStorage, error) {
-	if s.config.openStorage != nil {
-		return s.config.openStorage(s.directory.identity())
-	}
-	return nil, errors.New("logservice: no log on disk in this build")
 }
 
 // serve runs everything.

@@ -1,30 +1,17 @@
 package logservice
 
-import "errors"
+import "github.com/logmirror/logmirror/logservice/segment"
 
-// HardState is what raft must remember across a crash besides its entries.
-type HardState struct{ Term, Vote, Commit uint64 }
-
-// Entry is one entry of the log as storage knows it.
-type Entry struct {
-	Index, Term uint64
-	// Type is raft's entry type: 0 normal, 1 and 2 configuration changes.
-	Type uint8
-	Data []byte
-}
-
-// Group is what storage writes as one frame with one sync.
-type Group struct {
-	// HardState is the zero value where it did not change.
-	HardState HardState
-	// Entries are contiguous. A first index at or below the last one of the log cuts the log's tail.
-	Entries []Entry
-	// Membership is the member's record (see record); nil where it did not change.
-	Membership []byte
-}
+// What a member writes is in the terms of the log on disk. Entry.Type is raft's entry type, Group.Membership a record.
+type (
+	HardState = segment.HardState
+	Entry     = segment.Entry
+	Group     = segment.Group
+	Identity  = segment.Identity
+)
 
 // ErrNoSpace says that there is no room for a group and that nothing of it was written.
-var ErrNoSpace = errors.New("logservice: no space for the log")
+var ErrNoSpace = segment.ErrNoSpace
 
 // Storage is what a Member reads of its log on disk. Reads may run while a group is being written; they are only of
 // entries written before.
@@ -41,3 +28,5 @@ type Storage interface {
 	// slice; nobody modifies the data.
 	Entries(lo, hi uint64, maxBytes int) ([]Entry, error)
 }
+
+var _ Storage = (*segment.Log)(nil)

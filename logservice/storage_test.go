@@ -13,10 +13,6 @@ type memoryStorage struct {
 	hard       HardState
 	membership []byte
 	entries    []Entry
-	// stall, while not nil, is closed to let writes go on.
-	stall chan struct{}
-	// failure is returned by Append.
-	failure error
 }
 
 func (s *memoryStorage) HardState() HardState {
@@ -62,22 +58,10 @@ func (s *memoryStorage) Entries(lo, hi uint64, maxBytes int) ([]Entry, error) {
 	return entries, nil
 }
 
-func (s *memoryStorage) Append(g Group) error {
-	s.mu.Lock()
-	stall := s.stall
-	s.mu.Unlock()
-	if stall != nil {
-		<-stall
-	}
+// write is what storage does with a group.
+func (s *memoryStorage) write(g Group) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.write(g)
-}
-
-func (s *memoryStorage) write(g Group) error {
-	if s.failure != nil {
-		return s.failure
-	}
 	if len(g.Entries) > 0 {
 		first := g.Entries[0].Index
 		if first > uint64(len(s.entries))+1 {
@@ -95,18 +79,4 @@ func (s *memoryStorage) write(g Group) error {
 		return errors.New("committed beyond the end of the log")
 	}
 	return nil
-}
-
-func (s *memoryStorage) DiskBytes() int64 { return 0 }
-func (s *memoryStorage) Close() error     { return nil }
-
-func (s *memoryStorage) setStall(on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if on {
-		s.stall = make(chan struct{})
-	} else if s.stall != nil {
-		close(s.stall)
-		s.stall = nil
-	}
 }

@@ -153,7 +153,7 @@ func (t *Transport) open(id uint64, address string) (*link, error) {
 	}
 	ctx, cancel := context.WithCancel(t.ctx)
 	l := &link{transport: t, id: id, address: address, conn: conn, cancel: cancel, wake: make(chan struct{}, 1),
-		logger: t.config.Logger.With("member", fmt.Sprintf("%016x", id), "address", address)}
+		logger: t.config.Logger.With("to", fmt.Sprintf("%016x", id), "address", address)}
 	t.wait.Go(func() { l.run(ctx) })
 	return l, nil
 }
