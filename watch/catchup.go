@@ -190,9 +190,11 @@ func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
 // read reads the history without the hub's lock: nobody else changes a watch that is reading, but for its state.
 func (sl *slice) read(h *Hub) {
 	ix := newIndex()
+	previousWanted := false
 	for _, w := range sl.cohort {
 		g := ix.group(w.group.span, nil)
 		g.watches = append(g.watches, w)
+		previousWanted = previousWanted || w.options&previousKV != 0
 	}
 	f := fanout{previous: previousIn(sl.view)}
 	var visited, bytes int
@@ -215,9 +217,11 @@ func (sl *slice) read(h *Hub) {
 			return true
 		}
 		bytes += len(kv.Encoded)
-		if kv.Tombstone {
+		switch {
+		case !previousWanted:
+		case kv.Tombstone:
 			latest[string(kv.Key)] = nil
-		} else {
+		default:
 			latest[string(kv.Key)] = kv.Encoded
 		}
 		return true
@@ -243,6 +247,9 @@ func historyEvent(kv *keyspace.Version) event {
 // revision a key changes at most once, so that the version before an event is the key's at the revision before.
 func previousIn(v view) func(*event) []byte {
 	return func(e *event) []byte {
+		if e.revision <= 1 {
+			return nil
+		}
 		previous, ok, err := v.Get(e.key, e.revision-1)
 		if err != nil || !ok {
 			return nil

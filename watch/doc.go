@@ -19,7 +19,8 @@
 // A stream buffers a bounded number of responses and bytes. A watch whose response finds no room leaves the live path
 // and reads history again from the first event it could not deliver, at the pace of the stream's reader. A slow reader
 // is therefore its own business: it costs its buffer, never delays Applied, other streams or other watches, and loses
-// nothing, unless history is compacted under it; then the watch is canceled with the compact revision.
+// nothing, unless history is compacted under it; then the watch is canceled and told the lowest
+// revision that can still be watched.
 //
 // # The hand-over from history to live
 //

@@ -450,14 +450,14 @@ func (s *Stream) fragmentLength(events [][]byte) int {
 	return len(events)
 }
 
-// keptResponses bounds the memory that an empty queue keeps.
+// keptResponses bounds the memory that an empty queue keeps, beside room for two responses for each watch.
 const keptResponses = 64
 
 // finishTake settles the buffer after responses were taken, releases mu, and lets those go on who waited for room.
 func (s *Stream) finishTake() {
 	if s.head == len(s.queue) {
 		s.head = 0
-		if cap(s.queue) > keptResponses {
+		if cap(s.queue) > keptResponses+s.maxResponses-s.hub.config.StreamBufferResponses {
 			s.queue = nil
 		}
 		s.queue = s.queue[:0]

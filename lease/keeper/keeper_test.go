@@ -285,3 +285,42 @@ func BenchmarkRenew(b *testing.B) {
 		}
 	}
 }
+
+// TestNextIncarnationTakesLeasesOver tells the keeper of an entry that opens this frontend's next session before the
+// mirror holds it: the leases that the entry moved are kept, and nothing is confirmed on the old hold.
+func TestNextIncarnationTakesLeasesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, k := newFakeMirror(t, func(c *Config) { c.FrontendID = 42 })
+		m.grant(1, 5, fakeSession)
+		opened := []statemachine.SessionChange{
+			{SessionInfo: statemachine.SessionInfo{ID: 20, FrontendID: 42}},
+			{SessionInfo: statemachine.SessionInfo{ID: 21, FrontendID: 43}},
+		}
+		k.Applied(&statemachine.Applied{
+			SessionsOpened: opened, LeaseChanges: m.table.Move(fakeSession, 20, 20, 10*time.Second),
+		})
+		wantRenewed(t, k, 1, 0, ErrUnavailable)
+		m.mu.Lock()
+		m.session = 20
+		m.mu.Unlock()
+		wantRenewed(t, k, 1, 5, nil)
+		if left, _, err := k.Owned(1); left != 15*time.Second || err != nil {
+			t.Fatalf("Owned = %v, %v", left, err)
+		}
+	})
+}
+
+func TestOrphanEndsByLogTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, k := newFakeMirror(t, nil)
+		m.grant(1, 5, 99)
+		stamp := int64(100 * time.Second)
+		k.Applied(&statemachine.Applied{
+			LogTime: stamp, LeaseChanges: m.table.Orphan(99, stamp+int64(time.Second), 10*time.Second),
+		})
+		time.Sleep(2 * time.Second)
+		if left, granted, err := k.TimeToLive(t.Context(), 1); left != 4*time.Second || granted != 5*time.Second || err != nil {
+			t.Fatalf("TimeToLive = %v, %v, %v", left, granted, err)
+		}
+	})
+}
