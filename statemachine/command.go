@@ -189,7 +189,7 @@ func (m *Machine) put(e *entry, w *write, p *putCommand, wanted bool) *PutResult
 	}
 	result := new(PutResult)
 	if p.previous && existed {
-		result.Previous = &previous
+		result.Previous = new(previous) // a copy, so that only who asks pays for it
 	}
 	return result
 }
@@ -226,8 +226,9 @@ func (m *Machine) deleteRange(e *entry, w *write, d *commandv1.DeleteRange, want
 			result.Previous = append([]keyspace.Version(nil), doomed...)
 		}
 	}
-	clear(doomed)
-	m.doomed = doomed[:0]
+	if clear(doomed); cap(doomed) <= maxScratch {
+		m.doomed = doomed[:0]
+	}
 	return result
 }
 

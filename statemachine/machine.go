@@ -18,6 +18,8 @@ const ApplyVersion = 1
 const (
 	// maxOrphansPerEntry bounds how many orphans one entry ends; the rest end at the entries after.
 	maxOrphansPerEntry = 128
+	// maxScratch is how many elements a slice may have that is kept for the next entry.
+	maxScratch = 4096
 	// maxLogTime is the highest stamp that is taken, far beyond any clock: sums of times stay within an int64.
 	maxLogTime = 1 << 62
 )
@@ -307,7 +309,6 @@ func (m *Machine) applyBatch(e *entry, envelope *logv1.Envelope) error {
 		return nil
 	}
 	commands, err := decodeBatch(envelope.Payload, m.commands[:0])
-	m.commands = commands
 	if err != nil {
 		return err
 	}
@@ -325,6 +326,8 @@ func (m *Machine) applyBatch(e *entry, envelope *logv1.Envelope) error {
 			e.applied.Results = append(e.applied.Results, result)
 		}
 	}
-	clear(commands) // they alias the payload, which is the caller's
+	if clear(commands); cap(commands) <= maxScratch { // they alias the payload, which is the caller's
+		m.commands = commands[:0]
+	}
 	return nil
 }

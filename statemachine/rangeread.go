@@ -168,11 +168,11 @@ func EvaluateReadOnlyTxn(sn *keyspace.Snapshot, t *commandv1.Txn) (*TxnResult, i
 		return nil, 0, &InvalidError{Field: "txn", Err: ErrInvalidCommand}
 	}
 	path := choosePath(sn, t)
-	if err := checkRanges(sn.Revision(), sn.CompactRevision(), path); err != nil {
+	result, err := evaluateReads(sn, path)
+	if err != nil {
 		return nil, 0, err
 	}
-	result, err := evaluateReads(sn, path)
-	return result, sn.Revision(), err
+	return result, sn.Revision(), nil
 }
 
 func evaluateReads(sn *keyspace.Snapshot, p *txnPath) (*TxnResult, error) {
@@ -181,6 +181,9 @@ func evaluateReads(sn *keyspace.Snapshot, p *txnPath) (*TxnResult, error) {
 	for i, o := range p.operations {
 		switch o := o.Operation.(type) {
 		case *commandv1.TxnOperation_Range:
+			if err := checkRange(sn.Revision(), sn.CompactRevision(), o.Range); err != nil {
+				return nil, err
+			}
 			answer, err := EvaluateRange(sn, o.Range)
 			if err != nil {
 				return nil, err

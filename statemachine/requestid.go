@@ -126,11 +126,12 @@ func requestHash(c *command) (hash [16]byte) {
 	return hash
 }
 
-// add remembers a decided command and forgets the oldest ones beyond the bound.
+// add remembers a decided command and forgets the oldest beyond the bound: two, so that the table also shrinks to a
+// bound that was lowered, without one entry having to forget them all.
 func (t *requestTable) add(r *requestRecord, bound int64) {
 	t.byID[r.id] = r
 	t.queue = append(t.queue, r)
-	for int64(t.len()) > bound {
+	for forgotten := 0; int64(t.len()) > bound && forgotten < 2; forgotten++ {
 		t.forgetOldest()
 	}
 }

@@ -95,22 +95,13 @@ func compareVersion(c *commandv1.Compare, v *keyspace.Version) bool {
 	}
 }
 
-// checkRanges checks that the ranges on a path name revisions that exist before the transaction.
-func checkRanges(revision, compacted int64, p *txnPath) error {
-	for _, o := range p.operations {
-		if o, ok := o.Operation.(*commandv1.TxnOperation_Range); ok {
-			switch {
-			case o.Range.Revision > revision:
-				return ErrFutureRevision
-			case o.Range.Revision != 0 && o.Range.Revision < compacted:
-				return ErrCompacted
-			}
-		}
-	}
-	for _, nested := range p.nested {
-		if err := checkRanges(revision, compacted, nested); err != nil {
-			return err
-		}
+// checkRange checks that a range within a transaction names a revision that exists before the transaction.
+func checkRange(revision, compacted int64, r *commandv1.Range) error {
+	switch {
+	case r.Revision > revision:
+		return ErrFutureRevision
+	case r.Revision != 0 && r.Revision < compacted:
+		return ErrCompacted
 	}
 	return nil
 }
@@ -126,10 +117,7 @@ func (m *Machine) executeTxn(e *entry, w *write, t *commandv1.Txn, wanted bool) 
 	}
 	view := m.space.WriterView()
 	path := choosePath(&view, t)
-	if err := checkRanges(m.revision, m.compacted, path); err != nil {
-		return nil, err
-	}
-	if err := m.checkPuts(path, &deletedRanges{}); err != nil {
+	if err := m.checkPath(path, &deletedRanges{}); err != nil {
 		return nil, err
 	}
 	if err := m.charge(e, cost); err != nil {
@@ -158,13 +146,17 @@ func (d deletedRanges) cover(key []byte) bool {
 	return false
 }
 
-// checkPuts checks what the puts on a path need. A put that keeps the value or the lease of its key needs the key to
-// be there when its turn comes: no earlier operation may have deleted it. (None can have made it anew, because no path
-// puts a key twice.)
-func (m *Machine) checkPuts(p *txnPath, deleted *deletedRanges) error {
+// checkPath checks, in their order, what the operations on a path need. A put that keeps the value or the lease of its
+// key needs the key to be there when its turn comes: no earlier operation may have deleted it. (None can have made it
+// anew, because no path puts a key twice.)
+func (m *Machine) checkPath(p *txnPath, deleted *deletedRanges) error {
 	nested := p.nested
 	for _, o := range p.operations {
 		switch o := o.Operation.(type) {
+		case *commandv1.TxnOperation_Range:
+			if err := checkRange(m.revision, m.compacted, o.Range); err != nil {
+				return err
+			}
 		case *commandv1.TxnOperation_Put:
 			put := putOf(o.Put)
 			if err := m.checkPut(&put); err != nil {
@@ -176,7 +168,7 @@ func (m *Machine) checkPuts(p *txnPath, deleted *deletedRanges) error {
 		case *commandv1.TxnOperation_DeleteRange:
 			*deleted = append(*deleted, o.DeleteRange)
 		case *commandv1.TxnOperation_Txn:
-			if err := m.checkPuts(nested[0], deleted); err != nil {
+			if err := m.checkPath(nested[0], deleted); err != nil {
 				return err
 			}
 			nested = nested[1:]
