@@ -147,7 +147,7 @@ func (c *Client) Status(ctx context.Context) []MemberStatus {
 			continue
 		}
 		s := MemberStatus{Address: m.address, Info: m.info, InUse: m.address == c.tracker.current, RoundTrip: m.roundTrip, Err: m.refused}
-		if m.roundTrip == 0 {
+		if !m.measured {
 			s.RoundTrip = -1
 		}
 		statuses = append(statuses, s)

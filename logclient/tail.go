@@ -73,6 +73,7 @@ func (c *Client) Tail(from, previousTerm uint64) *Tail {
 		cursor:  cursor{next: max(from, 1), previousTerm: previousTerm},
 		trimmed: make(map[string]bool),
 	}
+	c.position(t.cursor.next - 1)
 	c.goroutines.Go(t.run)
 	return t
 }

@@ -26,7 +26,8 @@ type tracker struct {
 	membershipIndex uint64
 	learned         bool
 
-	// progress of the caller's tail, to tell a member that lags from one that has nothing new.
+	// Progress of the caller's tail, once there is one, to tell a member that lags from one that has nothing new.
+	tailing        bool
 	position       uint64
 	lagTarget      uint64
 	lagSince       time.Time
@@ -53,8 +54,9 @@ type member struct {
 	listed     bool
 	info       *logv1.Member
 
-	// roundTrip is smoothed over probes; zero until the first answer.
+	// roundTrip is smoothed over probes, once measured.
 	roundTrip time.Duration
+	measured  bool
 	// answeredSince is when the present run of successful probes began; zero while probes fail.
 	answeredSince time.Time
 	probeFailures int
@@ -171,15 +173,11 @@ func (t *tracker) answered(address string, roundTrip time.Duration, published, l
 	m.probing = false
 	m.probeFailures = 0
 	m.nextProbe = now.Add(t.config.jitter(t.config.probeInterval))
-	if m.roundTrip == 0 {
-		m.roundTrip = roundTrip
+	if !m.measured || roundTrip < m.roundTrip {
+		// Connecting and queueing only ever add: less is nearer the truth.
+		m.measured, m.roundTrip = true, roundTrip
 	} else {
-		// The minimum counts more than the mean: queueing only ever adds.
-		if roundTrip < m.roundTrip {
-			m.roundTrip = (m.roundTrip + roundTrip) / 2
-		} else {
-			m.roundTrip = (7*m.roundTrip + roundTrip) / 8
-		}
+		m.roundTrip += (roundTrip - m.roundTrip) / 8
 	}
 	if !m.reachable() {
 		m.answeredSince = now
@@ -254,6 +252,7 @@ func (t *tracker) refuse(address string, reason error, now time.Time) error {
 
 // advanced records how far the caller's tail has come.
 func (t *tracker) advanced(position uint64, now time.Time) {
+	t.tailing = true
 	t.position = position
 	if position >= t.lagTarget {
 		t.lagTarget = 0
@@ -275,7 +274,7 @@ func (t *tracker) judgeCurrent(answered *member, now time.Time) {
 		}
 		return
 	}
-	if answered.published > t.position && t.lagTarget == 0 {
+	if t.tailing && answered.published > t.position && t.lagTarget == 0 {
 		t.lagTarget, t.lagSince = answered.published, now
 	}
 	if current.leaderID == 0 && answered.leaderID != 0 && !t.leaderlessSeen {
