@@ -256,6 +256,7 @@ func (s *Server) Stop() {
 	s.end(func() {
 		s.health.Shutdown()
 		// Streams first: they would keep the graceful stop from ending. Their clients see UNAVAILABLE.
+		s.region.Stop()
 		s.hub.Close()
 		s.keeper.Close()
 		graceful := make(chan struct{})

@@ -78,6 +78,14 @@ func (s *leaseServer) KeepAlive(stream kvv1.LeaseService_KeepAliveServer) error 
 	if err := s.region.CheckReady(); err != nil {
 		return failure(err)
 	}
+	err := s.region.Serve(func() error { return s.keepAlive(stream) })
+	if errors.Is(err, serving.ErrStopping) {
+		return failure(err)
+	}
+	return err
+}
+
+func (s *leaseServer) keepAlive(stream kvv1.LeaseService_KeepAliveServer) error {
 	for {
 		request, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -38,6 +38,7 @@ var table = []struct{ err, status error }{
 	{keeper.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
 	{keeper.ErrUnavailable, status.Error(codes.Unavailable, textPrefix+keeper.ErrUnavailable.Error())},
 	{watch.ErrClosed, rpctypes.ErrGRPCStopped},
+	{serving.ErrStopping, rpctypes.ErrGRPCStopped},
 	{mirror.ErrTooLarge, rpctypes.ErrGRPCRequestTooLarge},
 	{mirror.ErrOverloaded, rpctypes.ErrGRPCRequestTooManyRequests},
 	// Before the ends of contexts: the mirror's own attempts end by those, too.

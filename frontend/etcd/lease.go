@@ -48,10 +48,18 @@ func (s *leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 // LeaseKeepAlive answers each renewal in order. It ends with UNAVAILABLE where this frontend cannot vouch for one; a TTL
 // of zero is said only of a lease that does not exist.
 func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
-	ctx := stream.Context()
 	if err := s.region.CheckReady(); err != nil {
 		return failure(err)
 	}
+	err := s.region.Serve(func() error { return s.keepAlive(stream) })
+	if errors.Is(err, serving.ErrStopping) {
+		return failure(err)
+	}
+	return err
+}
+
+func (s *leaseServer) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	ctx := stream.Context()
 	for {
 		request, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -67,6 +67,7 @@ func Register(server grpc.ServiceRegistrar, c Config) {
 	pb.RegisterWatchServer(server, &watchServer{services: s})
 	pb.RegisterLeaseServer(server, &leaseServer{services: s})
 	pb.RegisterClusterServer(server, &clusterServer{services: s})
+	pb.RegisterAuthServer(server, &authServer{services: s})
 	pb.RegisterMaintenanceServer(server, &maintenanceServer{services: s})
 }
 

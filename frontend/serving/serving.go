@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -83,6 +84,9 @@ type Region struct {
 	mirror Mirror
 	limits statemachine.Limits
 	term   atomic.Uint64
+
+	stop     sync.Once
+	stopping chan struct{}
 }
 
 // New returns a Region over a mirror. Limits that are zero are those of etcd.
@@ -93,13 +97,32 @@ func New(m Mirror, limits statemachine.Limits) *Region {
 	if limits.MaxTxnOperations == 0 {
 		limits.MaxTxnOperations = statemachine.DefaultMaxTxnOperations
 	}
-	return &Region{mirror: m, limits: limits}
+	return &Region{mirror: m, limits: limits, stopping: make(chan struct{})}
 }
 
 // Applied notes the term of an applied entry. Called by the mirror on its apply goroutine.
 func (r *Region) Applied(a *statemachine.Applied) {
 	if r.term.Load() != a.Term {
 		r.term.Store(a.Term)
+	}
+}
+
+// ErrStopping ends streams when the frontend stops.
+var ErrStopping = errors.New("this frontend is stopping")
+
+// Stop ends streams: see Serve. Reads and writes under way go on.
+func (r *Region) Stop() { r.stop.Do(func() { close(r.stopping) }) }
+
+// Serve runs the handler of a stream that waits for its client, and returns early, with ErrStopping, when the frontend
+// stops. The handler then finds its stream ended.
+func (r *Region) Serve(handle func() error) error {
+	served := make(chan error, 1)
+	go func() { served <- handle() }()
+	select {
+	case err := <-served:
+		return err
+	case <-r.stopping:
+		return ErrStopping
 	}
 }
 

@@ -59,6 +59,7 @@ var rows = []struct {
 	code codes.Code
 }{
 	{ErrNotReady, codes.Unavailable},
+	{ErrStopping, codes.Unavailable},
 	{mirror.ErrOverloaded, codes.ResourceExhausted},
 	{mirror.ErrTooLarge, codes.InvalidArgument},
 	// Before the ends of contexts: the mirror's own attempts end by those, too.
