@@ -7,9 +7,9 @@ import (
 	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
-// sweep orders the lagging watches so that one pass over history, from old to new, serves all of them: whoever waits
-// behind the pass's place waits for the next one. A pass ends at the revision that was the present one when it began,
-// so that a crowd of watches which are nearly there cannot hold up those behind.
+// sweep orders the lagging watches so that one pass over history, from old to new, serves all of them: whoever
+// waits behind the pass's place waits for the next one. A pass ends at the revision that was the present one
+// when it began, so that a crowd of watches which are nearly there cannot hold up those behind.
 type sweep struct {
 	ahead, behind watchHeap
 	// cursor is the lowest revision that this pass still reads; end is where it ends.
@@ -50,8 +50,8 @@ func (s *sweep) turn(revision int64) {
 	s.cursor, s.end = 0, revision
 }
 
-// take removes the watches that a slice of history from the lowest next on concerns: at most limit, and none whose next
-// lies revisions or more above the lowest, or above the highest revision.
+// take removes the watches that a slice of history from the lowest next on concerns: at most limit, and none
+// whose next lies revisions or more above the lowest, or above the highest revision.
 func (s *sweep) take(revisions int64, highest int64, limit int) (cohort []*watch, from, to int64) {
 	from = s.ahead.watches[0].next
 	to = min(from+revisions-1, highest)
@@ -108,8 +108,8 @@ func (h *Hub) readHistory() {
 	}
 }
 
-// catchUp reads one slice of history and hands it to the watches that it concerns. It returns whether there is more to
-// do at once. Only one goroutine calls it.
+// catchUp reads one slice of history and hands it to the watches that it concerns. It returns whether there is
+// more to do at once. Only one goroutine calls it.
 func (h *Hub) catchUp() (more bool) {
 	sl, more := h.beginSlice()
 	if sl == nil {
@@ -136,7 +136,8 @@ type delivery struct {
 	bundle bundle
 }
 
-// beginSlice takes the watches whose turn it is. Where there are none, more says whether others may have one at once.
+// beginSlice takes the watches whose turn it is. Where there are none, more says whether others may have one at
+// once.
 func (h *Hub) beginSlice() (sl *slice, more bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -164,8 +165,8 @@ func (h *Hub) endSlice(sl *slice) (more bool) {
 	return !h.sweep.empty()
 }
 
-// takeCohort takes the watches whose turn it is and cancels those whose revision is compacted. An empty cohort with
-// from > to says that history does not reach far enough yet; Applied comes back to it.
+// takeCohort takes the watches whose turn it is and cancels those whose revision is compacted. An empty cohort
+// with from > to says that history does not reach far enough yet; Applied comes back to it.
 func (h *Hub) takeCohort(v view) (cohort []*watch, from, to int64) {
 	if h.sweep.empty() {
 		return nil, 1, 0
@@ -200,7 +201,8 @@ func (sl *slice) read(h *Hub) {
 	var visited, bytes int
 	last := sl.from - 1
 	stopped := false
-	// latest has the encoded version of each key met, so that only its first event needs a lookup for the one before.
+	// latest has the encoded version of each key met, so that only its first event needs a lookup for the one
+	// before.
 	latest := make(map[string][]byte)
 	sl.err = sl.view.History(sl.from, sl.to, func(kv keyspace.Version) bool {
 		if kv.ModRevision != last && (visited >= h.config.CatchUpEvents || bytes >= h.config.CatchUpBytes) {
@@ -243,8 +245,9 @@ func historyEvent(kv *keyspace.Version) event {
 	}
 }
 
-// previousIn looks up the version before an event in a view; nil where there was none or it is compacted. Within a
-// revision a key changes at most once, so that the version before an event is the key's at the revision before.
+// previousIn looks up the version before an event in a view; nil where there was none or it is compacted.
+// Within a revision a key changes at most once, so that the version before an event is the key's at the
+// revision before.
 func previousIn(v view) func(*event) []byte {
 	return func(e *event) []byte {
 		if e.revision <= 1 {

@@ -22,8 +22,8 @@ type event struct {
 	key      []byte
 	// kv is the encoded key-value.
 	kv []byte
-	// previous is the encoded version before, nil if there is none. It is set from the start for live events, and
-	// looked up when first wanted for events from history.
+	// previous is the encoded version before, nil if there is none. It is set from the start for live events,
+	// and looked up when first wanted for events from history.
 	previous      []byte
 	previousKnown bool
 	// plain and full are the event's encodings without and with the previous version, made when first wanted and
@@ -50,9 +50,9 @@ func encodeEvent(put bool, kv, previous []byte) []byte {
 	return b
 }
 
-// fanout takes a run of events in order and says which watches of an index get which of them. The work per event is
-// finding the groups that contain its key; the work per watch is handing over a bundle that its whole group shares. One
-// fanout is used again and again, to keep its memory.
+// fanout takes a run of events in order and says which watches of an index get which of them. The work per
+// event is finding the groups that contain its key; the work per watch is handing over a bundle that its whole
+// group shares. One fanout is used again and again, to keep its memory.
 type fanout struct {
 	events []event
 	hits   []hit
@@ -102,8 +102,8 @@ func (f *fanout) add(ix *index, e event) (matched bool) {
 	return matched
 }
 
-// each calls deliver for every watch that gets something, and empties the fanout. deliver may take the watch that it is
-// called with out of its group, and no other.
+// each calls deliver for every watch that gets something, and empties the fanout. deliver may take the watch
+// that it is called with out of its group, and no other.
 func (f *fanout) each(deliver func(*watch, bundle)) {
 	for i := range f.hits {
 		h := &f.hits[i]

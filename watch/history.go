@@ -11,8 +11,8 @@ type history interface {
 	acquire() view
 }
 
-// view is a state of the key space that does not change while it is held. Any goroutine may read it. Its methods are
-// those of keyspace.Snapshot.
+// view is a state of the key space that does not change while it is held. Any goroutine may read it. Its
+// methods are those of keyspace.Snapshot.
 type view interface {
 	Revision() int64
 	CompactRevision() int64
@@ -29,8 +29,8 @@ type spaceHistory struct{ space *keyspace.Space }
 
 func (h spaceHistory) acquire() view { return h.space.Acquire() }
 
-// NewHub makes a hub over a key space and starts its goroutines. It is called before the first entry that it is to tell
-// of is applied. The caller closes it.
+// NewHub makes a hub over a key space and starts its goroutines. It is called before the first entry that it is
+// to tell of is applied. The caller closes it.
 func NewHub(space *keyspace.Space, config Config) *Hub {
 	h := newHub(spaceHistory{space}, config)
 	h.start()

@@ -36,22 +36,23 @@ type Config struct {
 	// ProgressInterval is the longest time that a watch which asked for progress and is idle goes without a
 	// notification; 10 minutes by default, at least 100 ms.
 	ProgressInterval time.Duration
-	// StreamBufferBytes and StreamBufferResponses bound what one stream buffers for its reader, 1 MiB and 1024 by
-	// default. Encoded events that consecutive responses share count once. A stream may hold two more responses for
-	// each of its watches, so that one apply which concerns all of them fits. One response always fits into an empty
-	// buffer, however large.
+	// StreamBufferBytes and StreamBufferResponses bound what one stream buffers for its reader, 1 MiB and 1024
+	// by default. Encoded events that consecutive responses share count once. A stream may hold two more
+	// responses for each of its watches, so that one apply which concerns all of them fits. One response always
+	// fits into an empty buffer, however large.
 	StreamBufferBytes     int
 	StreamBufferResponses int
 	// MaxUnreadAnswers bounds the answers to requests (created, canceled) in a stream's buffer; 256 by default.
 	MaxUnreadAnswers int
 	// MaxWatches bounds the watches of the hub; 1,000,000 by default.
 	MaxWatches int
-	// MaxResponseBytes is the size of the events of one response past which it ends at the next revision; 1 MiB by
-	// default. The events of one revision are never parted by it.
+	// MaxResponseBytes is the size of the events of one response past which it ends at the next revision; 1 MiB
+	// by default. The events of one revision are never parted by it.
 	MaxResponseBytes int
-	// CatchUpRevisions, CatchUpEvents, CatchUpBytes and CatchUpWatches bound one slice of history: the revisions it
-	// spans, the events visited, the encoded bytes of those wanted, and the watches served by it; 4096, 16384, 512 KiB
-	// and 4096 by default. A slice ends with a whole revision, so one large revision may exceed them.
+	// CatchUpRevisions, CatchUpEvents, CatchUpBytes and CatchUpWatches bound one slice of history: the
+	// revisions it spans, the events visited, the encoded bytes of those wanted, and the watches served by it;
+	// 4096, 16384, 512 KiB and 4096 by default. A slice ends with a whole revision, so one large revision may
+	// exceed them.
 	CatchUpRevisions, CatchUpEvents, CatchUpBytes, CatchUpWatches int
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
@@ -149,7 +150,8 @@ const (
 
 func (o options) class() int { return int(o & (classes - 1)) }
 
-// watch is one client's interest in one span. It is kept small: there may be hundreds of thousands, most of them idle.
+// watch is one client's interest in one span. It is kept small: there may be hundreds of thousands, most of
+// them idle.
 type watch struct {
 	stream *Stream
 	group  *group

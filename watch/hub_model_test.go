@@ -36,7 +36,8 @@ type modelStream struct {
 	closed bool
 }
 
-// model drives a hub by hand, one step of its inner life at a time, and keeps the books of what clients must see.
+// model drives a hub by hand, one step of its inner life at a time, and keeps the books of what clients must
+// see.
 type model struct {
 	t       *rapid.T
 	space   *fakeSpace
@@ -181,7 +182,8 @@ func (m *model) complete(w *modelWatch, revision int64) {
 	}
 }
 
-// expected works out a watch's events from all that was ever written, each in the one or two forms that it may have.
+// expected works out a watch's events from all that was ever written, each in the one or two forms that it may
+// have.
 func (m *model) expected(w *modelWatch, through int64) (want [][2]string) {
 	sp := spanOf(w.request.Key, w.request.End)
 	for _, v := range m.space.versions {
@@ -309,8 +311,8 @@ func (m *model) checkInvariants() {
 	}
 }
 
-// TestWatchesSeeEverythingOnce interleaves entries, creations, cancels, slow readers, compactions and the phases of
-// reading history, and holds every client's view against all that was written.
+// TestWatchesSeeEverythingOnce interleaves entries, creations, cancels, slow readers, compactions and the
+// phases of reading history, and holds every client's view against all that was written.
 func TestWatchesSeeEverythingOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &model{t: t, space: newFakeSpace()}

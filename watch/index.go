@@ -17,8 +17,8 @@ func (s span) contains(key []byte) bool {
 	return s.key <= string(key) && (s.end == "" || string(key) < s.end)
 }
 
-// group holds the watches of one span in one index. What is worked out for one of them (which events match, and how
-// they are encoded) serves all.
+// group holds the watches of one span in one index. What is worked out for one of them (which events match, and
+// how they are encoded) serves all.
 type group struct {
 	span    span
 	watches []*watch
@@ -26,8 +26,8 @@ type group struct {
 	slot int32
 }
 
-// index finds the groups whose span contains a key: in a hash map where the span is one key, in an interval tree where
-// it is a range. It is not safe for concurrent use.
+// index finds the groups whose span contains a key: in a hash map where the span is one key, in an interval
+// tree where it is a range. It is not safe for concurrent use.
 type index struct {
 	keys   map[string]*group
 	ranges tree
@@ -69,8 +69,8 @@ func (ix *index) find(key []byte, visit func(*group)) {
 	ix.ranges.root.stab(key, visit)
 }
 
-// tree is a treap over spans, ordered by (key, end), each node augmented with the greatest end below it. Equal spans
-// share a node.
+// tree is a treap over spans, ordered by (key, end), each node augmented with the greatest end below it. Equal
+// spans share a node.
 type tree struct{ root *node }
 
 type node struct {

@@ -8,7 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestIndexFindsWhatContainsTheKey compares the index with asking every span, over random insertions and removals.
+// TestIndexFindsWhatContainsTheKey compares the index with asking every span, over random insertions and
+// removals.
 func TestIndexFindsWhatContainsTheKey(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ix := newIndex()

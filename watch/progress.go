@@ -4,11 +4,12 @@ import "time"
 
 const minProgressInterval = 100 * time.Millisecond
 
-// progressSlots is how many parts of the interval there are in which streams get their progress notifications. A stream
-// belongs to the slot in which it first asked, so that the load spreads as the clients came.
+// progressSlots is how many parts of the interval there are in which streams get their progress notifications.
+// A stream belongs to the slot in which it first asked, so that the load spreads as the clients came.
 const progressSlots = 16
 
-// progressRing holds the streams with watches that asked for progress, in the slot of the interval that is theirs.
+// progressRing holds the streams with watches that asked for progress, in the slot of the interval that is
+// theirs.
 type progressRing struct {
 	slots [progressSlots][]*Stream
 	// at is the slot whose turn came last.
@@ -51,8 +52,8 @@ func (h *Hub) sendProgress() {
 	}
 }
 
-// progressTick notifies the watches of the next slot's streams that asked for it, are synced, and got nothing since the
-// slot's last turn.
+// progressTick notifies the watches of the next slot's streams that asked for it, are synced, and got nothing
+// since the slot's last turn.
 func (h *Hub) progressTick() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -77,9 +78,9 @@ func (h *Hub) progressTick() {
 	}
 }
 
-// RequestProgress asks for one Progress response with watch id -1 and the present revision, as soon as all watches of
-// the stream are synced: none lags, and none waits for a future revision. Requests that are unanswered at the same
-// moment get one answer. A stream without watches gives none.
+// RequestProgress asks for one Progress response with watch id -1 and the present revision, as soon as all
+// watches of the stream are synced: none lags, and none waits for a future revision. Requests that are
+// unanswered at the same moment get one answer. A stream without watches gives none.
 func (s *Stream) RequestProgress() {
 	h := s.hub
 	h.mu.Lock()

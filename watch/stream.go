@@ -14,10 +14,11 @@ const StreamID int64 = -1
 type Request struct {
 	// ID is chosen by the client, unique on its stream; 0 lets the stream choose, -1 is not allowed.
 	ID int64
-	// Key and End span what is watched, as etcd's API has it: an empty End means the one key, "\0" everything from Key
-	// on, else End is exclusive. An empty Key stands for "\0", the lowest one. They are copied.
+	// Key and End span what is watched, as etcd's API has it: an empty End means the one key, "\0" everything
+	// from Key on, else End is exclusive. An empty Key stands for "\0", the lowest one. They are copied.
 	Key, End []byte
-	// StartRevision is the first revision wanted. 0 means those after the present one; a future one is waited for.
+	// StartRevision is the first revision wanted. 0 means those after the present one; a future one is waited
+	// for.
 	StartRevision int64
 	// PreviousKV adds the version before to each event, where there was one and it is not compacted.
 	PreviousKV bool
@@ -32,9 +33,9 @@ type Request struct {
 // Response is one message to the client.
 type Response struct {
 	WatchID int64
-	// Revision is the state that the response speaks for. With events or Progress: no event at or below it will come on
-	// this watch any more, once a response that is no Fragment has been received. With Created: a watch that began with
-	// start revision 0 gets what is above it.
+	// Revision is the state that the response speaks for. With events or Progress: no event at or below it will
+	// come on this watch any more, once a response that is no Fragment has been received. With Created: a watch
+	// that began with start revision 0 gets what is above it.
 	Revision int64
 	// Created is the answer to Watch; with Canceled as well, the request was refused and Err says why.
 	Created bool
@@ -47,8 +48,8 @@ type Response struct {
 	Err      error
 	// CompactRevision is set where Err is ErrCompacted: the lowest revision that can be watched.
 	CompactRevision int64
-	// Events are encoded kv.v1.Event messages in order. They are shared with other streams: not to be modified, valid as
-	// long as they are referenced.
+	// Events are encoded kv.v1.Event messages in order. They are shared with other streams: not to be modified,
+	// valid as long as they are referenced.
 	Events [][]byte
 }
 
@@ -129,9 +130,9 @@ func (h *Hub) NewStream(o StreamOptions) *Stream {
 	return s
 }
 
-// Watch begins a watch and puts its Created response into the stream, ahead of all its events. An error is what the
-// Response with Created and Canceled says too, except ErrClosed and ErrOverloaded, after which there is no response and
-// the caller does best to end the stream. Authorization is the caller's business; see Refuse.
+// Watch begins a watch and puts its Created response into the stream, ahead of all its events. An error is what
+// the Response with Created and Canceled says too, except ErrClosed and ErrOverloaded, after which there is no
+// response and the caller does best to end the stream. Authorization is the caller's business; see Refuse.
 func (s *Stream) Watch(r Request) (id int64, err error) {
 	h := s.hub
 	h.mu.Lock()
@@ -143,8 +144,8 @@ func (s *Stream) Watch(r Request) (id int64, err error) {
 	if !s.roomForAnswer() {
 		return StreamID, ErrOverloaded
 	}
-	// What a client has been told before it asks lies at or below the published revision, which may be ahead of the
-	// hub's by the entry that is on its way to it.
+	// What a client has been told before it asks lies at or below the published revision, which may be ahead of
+	// the hub's by the entry that is on its way to it.
 	v := h.history.acquire()
 	present, lowest := max(h.revision, v.Revision()), lowestRevision(v)
 	v.Release()
@@ -251,8 +252,8 @@ func (s *Stream) forget(w *watch) {
 	}
 }
 
-// Cancel ends a watch and puts its Canceled response into the stream, behind what was queued for it. It returns false,
-// and there is no response, where the stream has no such watch.
+// Cancel ends a watch and puts its Canceled response into the stream, behind what was queued for it. It returns
+// false, and there is no response, where the stream has no such watch.
 func (s *Stream) Cancel(id int64) bool {
 	h := s.hub
 	h.mu.Lock()
@@ -290,8 +291,8 @@ func (s *Stream) Refuse(reason error) error {
 	return nil
 }
 
-// Admit waits until the stream has room for the answer to another request. A caller that waits here before it reads the
-// next request leaves a client that does not read its answers to the flow control of the transport.
+// Admit waits until the stream has room for the answer to another request. A caller that waits here before it
+// reads the next request leaves a client that does not read its answers to the flow control of the transport.
 func (s *Stream) Admit(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -376,8 +377,8 @@ func (s *Stream) Next(ctx context.Context) (Response, error) {
 	}
 }
 
-// NextAll waits until there is a response, then appends all there are to the buffer. One wakeup brings everything that
-// one apply has for the stream.
+// NextAll waits until there is a response, then appends all there are to the buffer. One wakeup brings
+// everything that one apply has for the stream.
 func (s *Stream) NextAll(ctx context.Context, buffer []Response) ([]Response, error) {
 	for {
 		s.mu.Lock()
@@ -453,7 +454,8 @@ func (s *Stream) fragmentLength(events [][]byte) int {
 // keptResponses bounds the memory that an empty queue keeps, beside room for two responses for each watch.
 const keptResponses = 64
 
-// finishTake settles the buffer after responses were taken, releases mu, and lets those go on who waited for room.
+// finishTake settles the buffer after responses were taken, releases mu, and lets those go on who waited for
+// room.
 func (s *Stream) finishTake() {
 	if s.head == len(s.queue) {
 		s.head = 0
@@ -513,8 +515,8 @@ func (s *Stream) fitBuffer() {
 	s.maxResponses = s.hub.config.StreamBufferResponses + 2*len(s.watches)
 }
 
-// pushEvents queues a bundle for a watch. It returns false, and nothing is queued, where the buffer has no room; the
-// caller parks the watch in the same hold of Hub.mu. The caller wakes the reader with wakeTouched.
+// pushEvents queues a bundle for a watch. It returns false, and nothing is queued, where the buffer has no
+// room; the caller parks the watch in the same hold of Hub.mu. The caller wakes the reader with wakeTouched.
 func (s *Stream) pushEvents(w *watch, b bundle, through int64) bool {
 	e := entry{
 		Response: Response{WatchID: w.id, Revision: through, Events: b.events},
@@ -548,8 +550,8 @@ func (s *Stream) pushProgress(id, revision int64) bool {
 	return ok
 }
 
-// pushAnswer queues what must not be dropped. Requests are admitted only while there is room for their answers, and a
-// watch is canceled once, so its number is bounded.
+// pushAnswer queues what must not be dropped. Requests are admitted only while there is room for their answers,
+// and a watch is canceled once, so its number is bounded.
 func (s *Stream) pushAnswer(r Response) {
 	s.mu.Lock()
 	s.answers++

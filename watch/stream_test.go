@@ -333,8 +333,8 @@ func TestProgress(t *testing.T) {
 	})
 }
 
-// TestSlowReader stops reading: the stream's buffer stays bounded, other streams and the writer notice nothing, and the
-// reader gets everything once it goes on.
+// TestSlowReader stops reading: the stream's buffer stays bounded, other streams and the writer notice nothing,
+// and the reader gets everything once it goes on.
 func TestSlowReader(t *testing.T) {
 	c := Config{StreamBufferBytes: 4096, Registerer: prometheus.NewRegistry()}
 	bubble("falls back and catches up", t, c, func(t *testing.T, f *fixture) {
@@ -464,7 +464,8 @@ func BenchmarkFanout(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle puts a key that nobody watches beside 100,000 watches, and reports what an idle watch costs in memory.
+// BenchmarkIdle puts a key that nobody watches beside 100,000 watches, and reports what an idle watch costs in
+// memory.
 func BenchmarkIdle(b *testing.B) {
 	const watches = 100_000
 	f := newFixture(b, Config{})

@@ -11,8 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestManyReadersAtOnce runs writer, readers and requests on goroutines of their own, for the race detector: each watch
-// begins somewhere in the past, some readers are too slow for their buffer, and each must see every revision once.
+// TestManyReadersAtOnce runs writer, readers and requests on goroutines of their own, for the race detector:
+// each watch begins somewhere in the past, some readers are too slow for their buffer, and each must see every
+// revision once.
 func TestManyReadersAtOnce(t *testing.T) {
 	f := newFixture(t, Config{StreamBufferBytes: 2048, CatchUpEvents: 64})
 	const last = 3000

@@ -126,8 +126,8 @@ type record struct {
 	ownerIndex uint64
 	// deadline is when the lease's end may be proposed.
 	deadline time.Duration
-	// due is the record's key in the heap. Invariant: due <= deadline while no end is proposed. A renewal moves only the
-	// deadline; the heap learns of it when the record comes to its top.
+	// due is the record's key in the heap. Invariant: due <= deadline while no end is proposed. A renewal moves
+	// only the deadline; the heap learns of it when the record comes to its top.
 	due time.Duration
 	// at is the place in the heap, -1 while a proposal is in flight.
 	at int
@@ -147,7 +147,8 @@ type core struct {
 	// heap holds the records by due, but for those with a proposal in flight.
 	heap     []*record
 	expiring int
-	// adoptions are the proposals to make this session the owner of a lease; all renewals of the lease share one.
+	// adoptions are the proposals to make this session the owner of a lease; all renewals of the lease share
+	// one.
 	adoptions map[int64]*decision
 	// waiting adoptions are not proposed yet, oldest first.
 	waiting  []int64
@@ -295,8 +296,8 @@ func (c *core) adoptDecided(id int64, o outcome) effects {
 	return effects{adopt: c.nextAdoptions()}
 }
 
-// expire takes the leases whose time has come off the heap and proposes their end, as far as the bound on proposals in
-// flight allows.
+// expire takes the leases whose time has come off the heap and proposes their end, as far as the bound on
+// proposals in flight allows.
 func (c *core) expire(m moment) (due []expiry) {
 	for len(c.heap) > 0 && c.expiring < c.limits.expirations {
 		r := c.heap[0]
@@ -332,8 +333,8 @@ func (c *core) expireDecided(e event, m moment) {
 		c.drop(e.id)
 		return
 	}
-	// Unknown, or void though no entry took the lease away that was applied here: nothing may be confirmed until another
-	// proposal is decided.
+	// Unknown, or void though no entry took the lease away that was applied here: nothing may be confirmed
+	// until another proposal is decided.
 	r.due = m.now + min(c.limits.retryMinimum<<min(r.attempts-1, 16), c.limits.retryMaximum)
 	c.push(r)
 }

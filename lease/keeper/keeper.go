@@ -26,18 +26,18 @@ var (
 
 // Mirror is what the keeper needs of the frontend's mirror.
 type Mirror interface {
-	// Propose returns when the command was applied here, or with an error when nothing is known of it. The result says
-	// what apply decided; its Err wraps statemachine.ErrLeaseNotFound where there is no such lease.
+	// Propose returns when the command was applied here, or with an error when nothing is known of it. The
+	// result says what apply decided; its Err wraps statemachine.ErrLeaseNotFound where there is no such lease.
 	Propose(ctx context.Context, command *commandv1.Command) (statemachine.Result, error)
-	// SessionHolder returns this frontend's session, and until when, on Config.Clock, it may act as its holder. It is
-	// called under the keeper's lock: it must not wait.
+	// SessionHolder returns this frontend's session, and until when, on Config.Clock, it may act as its holder.
+	// It is called under the keeper's lock: it must not wait.
 	SessionHolder() (session uint64, until time.Duration, ok bool)
 	// Linearize returns once everything that was acknowledged anywhere before the call is applied here.
 	Linearize(ctx context.Context) (index uint64, err error)
 }
 
-// Leases is the replicated table as applied here. Both methods are called under the keeper's lock: applying an entry must
-// not wait for the keeper while it makes them wait.
+// Leases is the replicated table as applied here. Both methods are called under the keeper's lock: applying an
+// entry must not wait for the keeper while it makes them wait.
 type Leases interface {
 	Lease(id int64) (lease.Info, bool)
 	Leases() []lease.Info
@@ -47,18 +47,22 @@ type Leases interface {
 type Config struct {
 	Mirror Mirror
 	Leases Leases
-	// FrontendID tells the keeper which sessions are this frontend's from the entry on that opens them. An entry that
-	// opens the next incarnation's session gives it the leases of the one before.
+	// FrontendID tells the keeper which sessions are this frontend's from the entry on that opens them, so that
+	// the leases which that entry moves from the incarnation before start to count at once. Zero: they start when
+	// the mirror holds the session.
 	FrontendID uint64
 	// Clock is CLOCK_BOOTTIME since any fixed point: it must go on while the process or the machine sleeps.
 	Clock func() time.Duration
-	// AskOwner asks the frontend whose session owns a lease how long it has left (its Owned). Nil: nobody can be asked.
+	// AskOwner asks the frontend whose session owns a lease how long it has left (its Owned). Nil: nobody can
+	// be asked.
 	AskOwner func(ctx context.Context, session uint64, id int64) (remaining, granted time.Duration, err error)
 
-	// MaxExpirations and MaxAdoptions bound the proposals in flight; 256 and 1024 by default. MaxWaitingAdoptions bounds
-	// those that wait for their turn, 100,000 by default; past it renewals of leases owned elsewhere get ErrUnavailable.
+	// MaxExpirations and MaxAdoptions bound the proposals in flight; 256 and 1024 by default.
+	// MaxWaitingAdoptions bounds those that wait for their turn, 100,000 by default; past it renewals of leases
+	// owned elsewhere get ErrUnavailable.
 	MaxExpirations, MaxAdoptions, MaxWaitingAdoptions int
-	// ProposalTimeout bounds how long a proposal is waited for; 10 s by default. Past it the outcome counts as unknown.
+	// ProposalTimeout bounds how long a proposal is waited for; 10 s by default. Past it the outcome counts as
+	// unknown.
 	ProposalTimeout time.Duration
 	// DecisionTimeout bounds how long a renewal waits for a proposal; 5 s by default.
 	DecisionTimeout time.Duration
@@ -115,6 +119,8 @@ type Keeper struct {
 	closed bool
 	// session is the one that this frontend opened last, as far as entries applied here tell.
 	session uint64
+	// resumed is the session whose leases were taken from the table.
+	resumed uint64
 	// alarm is when the goroutine that keeps the time will look next; only with alarmSet.
 	alarm    time.Duration
 	alarmSet bool
@@ -123,7 +129,8 @@ type Keeper struct {
 	logTimeAt time.Duration
 }
 
-// New starts a keeper. It is called before the first entry that it is to tell of is applied. The caller closes it.
+// New starts a keeper. It is called before the first entry that it is to tell of is applied. The caller closes
+// it.
 func New(config Config) *Keeper {
 	config = config.withDefaults()
 	k := &Keeper{
@@ -151,8 +158,8 @@ func (k *Keeper) Close() {
 	k.metrics.unregister(k.config.Registerer)
 }
 
-// moment is read under mu, just before a decision: first the hold on the session, then the clock, so that a pause
-// between the two can only make the hold look shorter.
+// moment is read under mu, just before a decision: first the hold on the session, then the clock, so that a
+// pause between the two can only make the hold look shorter.
 func (k *Keeper) moment() moment {
 	session, until, ok := k.config.Mirror.SessionHolder()
 	m := moment{session: max(session, k.session), until: until, now: k.config.Clock()}
@@ -176,10 +183,7 @@ func (k *Keeper) step(e event) effects {
 	}
 	if at, ok := k.core.next(); ok && (!k.alarmSet || at < k.alarm) {
 		k.alarm, k.alarmSet = at, true
-		select {
-		case k.sooner <- struct{}{}:
-		default:
-		}
+		k.wake()
 	}
 	return done
 }
@@ -197,6 +201,17 @@ func (k *Keeper) Applied(a *statemachine.Applied) {
 	for i := range a.LeaseChanges {
 		k.step(event{kind: eventChanged, change: changeOf(&a.LeaseChanges[i])})
 	}
+	if k.strange() {
+		k.wake()
+	}
+}
+
+// wake makes the goroutine that keeps the time look.
+func (k *Keeper) wake() {
+	select {
+	case k.sooner <- struct{}{}:
+	default:
+	}
 }
 
 func changeOf(c *lease.Change) change {
@@ -212,27 +227,38 @@ func changeOf(c *lease.Change) change {
 	return ch
 }
 
-// Resume takes up the leases that the table says this frontend's session owns and that the keeper does not know, as after
-// the state was replaced by a checkpoint. Each starts anew at TTL + S. Those that the keeper knows and the session does not
-// own any more are given up.
+// Resume takes up the leases that the table says this frontend's session owns and that the keeper does not know.
+// Each starts anew at TTL + S. Those that the keeper knows and the session does not own any more are given up. The
+// keeper does this by itself when the mirror holds another session than before; the caller does it after the state
+// was replaced by a checkpoint.
 func (k *Keeper) Resume() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	session := k.moment().session
 	owned := make(map[int64]bool)
 	for _, in := range k.config.Leases.Leases() {
-		k.takeUp(in)
-		owned[in.ID] = k.core.records[in.ID] != nil && k.core.records[in.ID].ownerIndex == in.OwnerIndex
+		if in.Owner != 0 && in.Owner == session {
+			k.takeUp(in)
+			owned[in.ID] = true
+		}
 	}
 	for id := range k.core.records {
 		if !owned[id] {
 			k.step(event{kind: eventChanged, change: change{kind: changeLost, id: id}})
 		}
 	}
+	k.resumed = max(k.resumed, session)
 }
 
-// takeUp makes sure that there is a record of a lease that the session owns according to the table. The caller holds mu
-// and has read the table under it: the table is never behind the entries that Applied told of, and an entry that takes
-// the lease away after this will be told.
+// strange tells whether the mirror holds a session that the keeper has not taken the leases of.
+func (k *Keeper) strange() bool {
+	session, _, ok := k.config.Mirror.SessionHolder()
+	return ok && session > k.resumed
+}
+
+// takeUp makes sure that there is a record of a lease that the session owns according to the table. The caller
+// holds mu and has read the table under it: the table is never behind the entries that Applied told of, and an
+// entry that takes the lease away after this will be told.
 func (k *Keeper) takeUp(in lease.Info) {
 	if r := k.core.records[in.ID]; r != nil && r.ownerIndex == in.OwnerIndex {
 		return
@@ -243,8 +269,9 @@ func (k *Keeper) takeUp(in lease.Info) {
 	}})
 }
 
-// Renew renews a lease and returns its TTL in seconds. ErrLeaseNotFound: there is none. ErrUnavailable: nothing is known,
-// the caller ends the client's keep-alive stream. A lease of another owner, or of none, is adopted first.
+// Renew renews a lease and returns its TTL in seconds. ErrLeaseNotFound: there is none. ErrUnavailable: nothing
+// is known, the caller ends the client's keep-alive stream. A lease of another owner, or of none, is adopted
+// first.
 func (k *Keeper) Renew(ctx context.Context, id int64) (ttlSeconds int64, err error) {
 	k.mu.Lock()
 	if k.closed {
@@ -306,8 +333,8 @@ func (k *Keeper) lockedStep(e event) effects {
 	return k.step(e)
 }
 
-// known looks a lease up in the table. That it is missing here says nothing until this mirror has caught up with what was
-// acknowledged elsewhere.
+// known looks a lease up in the table. That it is missing here says nothing until this mirror has caught up
+// with what was acknowledged elsewhere.
 func (k *Keeper) known(ctx context.Context, id int64) (lease.Info, error) {
 	if in, ok := k.config.Leases.Lease(id); ok {
 		return in, nil
@@ -322,8 +349,8 @@ func (k *Keeper) known(ctx context.Context, id int64) (lease.Info, error) {
 	return in, nil
 }
 
-// Owned returns how long a lease of this frontend's own session has left. ErrNotOwner where it is not owned here;
-// ErrUnavailable where the hold on the session has lapsed.
+// Owned returns how long a lease of this frontend's own session has left. ErrNotOwner where it is not owned
+// here; ErrUnavailable where the hold on the session has lapsed.
 func (k *Keeper) Owned(id int64) (remaining, granted time.Duration, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -338,8 +365,8 @@ func (k *Keeper) Owned(id int64) (remaining, granted time.Duration, err error) {
 	return max(0, r.deadline-m.now), r.ttl, nil
 }
 
-// TimeToLive returns how long a lease has left before its end may be proposed, and its TTL, as its owner knows it. A
-// lease without an owner ends by log time, which nobody renews.
+// TimeToLive returns how long a lease has left before its end may be proposed, and its TTL, as its owner knows
+// it. A lease without an owner ends by log time, which nobody renews.
 func (k *Keeper) TimeToLive(ctx context.Context, id int64) (remaining, granted time.Duration, err error) {
 	if remaining, granted, err = k.Owned(id); err == nil {
 		return remaining, granted, nil
@@ -430,6 +457,12 @@ func (k *Keeper) keepTime() {
 	timer := time.NewTimer(longestSleep)
 	defer timer.Stop()
 	for {
+		k.mu.Lock()
+		strange := k.strange()
+		k.mu.Unlock()
+		if strange {
+			k.Resume()
+		}
 		timer.Reset(k.tick())
 		select {
 		case <-timer.C:

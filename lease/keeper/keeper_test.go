@@ -286,8 +286,9 @@ func BenchmarkRenew(b *testing.B) {
 	}
 }
 
-// TestNextIncarnationTakesLeasesOver tells the keeper of an entry that opens this frontend's next session before the
-// mirror holds it: the leases that the entry moved are kept, and nothing is confirmed on the old hold.
+// TestNextIncarnationTakesLeasesOver tells the keeper of an entry that opens this frontend's next session
+// before the mirror holds it: the leases that the entry moved are kept, and nothing is confirmed on the old
+// hold.
 func TestNextIncarnationTakesLeasesOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, k := newFakeMirror(t, func(c *Config) { c.FrontendID = 42 })
@@ -306,6 +307,26 @@ func TestNextIncarnationTakesLeasesOver(t *testing.T) {
 		wantRenewed(t, k, 1, 5, nil)
 		if left, _, err := k.Owned(1); left != 15*time.Second || err != nil {
 			t.Fatalf("Owned = %v, %v", left, err)
+		}
+	})
+}
+
+// TestLeasesOfANewSessionEndUnrenewed holds a session that the keeper was not told of. Its leases end all the same.
+func TestLeasesOfANewSessionEndUnrenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, k := newFakeMirror(t, nil)
+		m.mu.Lock()
+		m.session = 2
+		m.mu.Unlock()
+		m.grant(1, 5, fakeSession) // told before the mirror holds the session
+		m.mu.Lock()
+		m.session = fakeSession
+		m.mu.Unlock()
+		time.Sleep(time.Second)
+		k.Applied(&statemachine.Applied{})
+		time.Sleep(6 * time.Second)
+		if _, ok := m.Lease(1); ok {
+			t.Fatal("the lease lives on")
 		}
 	})
 }

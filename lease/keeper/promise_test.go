@@ -7,10 +7,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestLeaseOutlivesItsConfirmedRenewals looks for a run in which a lease ends before its TTL after its last confirmed
-// renewal, or is confirmed after its end: clocks drift by 1 % and are set differently, frontends are cut off from the log
-// in either direction, frozen, killed and restarted, and renewals come to any of them. The check is in world.append and
-// simFrontend.heard.
+// TestLeaseOutlivesItsConfirmedRenewals looks for a run in which a lease ends before its TTL after its last
+// confirmed renewal, or is confirmed after its end: clocks drift by 1 % and are set differently, frontends are
+// cut off from the log in either direction, frozen, killed and restarted, and renewals come to any of them. The
+// check is in world.append and simFrontend.heard.
 func TestLeaseOutlivesItsConfirmedRenewals(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rate := func(label string) float64 { return 1 + float64(rapid.IntRange(-10, 10).Draw(t, label))/1000 }

@@ -9,8 +9,9 @@ import (
 	"github.com/cockroachdb/datadriven"
 )
 
-// TestScenarios replays what happens to leases when their owners fail, with exact virtual times. The session time is
-// 10 s, a message takes 50 ms, and time goes by in steps of 10 ms. Every file is one cluster with the frontends us and eu.
+// TestScenarios replays what happens to leases when their owners fail, with exact virtual times. The session
+// time is 10 s, a message takes 50 ms, and time goes by in steps of 10 ms. Every file is one cluster with the
+// frontends us and eu.
 //
 //	run 5s                       let time pass
 //	grant us 1 5                 lease 1 with a TTL of 5 s, owned by us

@@ -19,8 +19,8 @@ const (
 	simDelay       = 50 * time.Millisecond // one way, between a frontend and the log
 )
 
-// world is a log, its clock, and frontends that stand around a real state machine each, in virtual time and on one
-// goroutine. Messages of one link keep their order; a cut link holds them back.
+// world is a log, its clock, and frontends that stand around a real state machine each, in virtual time and on
+// one goroutine. Messages of one link keep their order; a cut link holds them back.
 type world struct {
 	now       time.Duration
 	logRate   float64
