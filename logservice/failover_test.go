@@ -102,7 +102,7 @@ func (w *writer) follow(ctx context.Context, applied chan<- uint64) {
 // pause stops a member's loop, as a process that is stopped; the returned function lets it go on.
 func (c *testCluster) pause(region string) (resume func()) {
 	blocked, release := make(chan struct{}), make(chan struct{})
-	go c.servers[region].query(func(*Member) { close(blocked); <-release })
+	go c.servers[region].query(context.Background(), func(*Member) { close(blocked); <-release })
 	<-blocked
 	return func() { close(release) }
 }

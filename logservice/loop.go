@@ -251,7 +251,7 @@ type peerHandler struct{ *Server }
 // Handshake implements peer.Handler.
 func (h peerHandler) Handshake() *logv1.PeerHandshake {
 	return &logv1.PeerHandshake{Handshake: h.handshake(), InitialMembershipHash: h.cluster.hash,
-		DataDirectoryId: h.directory.record.DataDirectoryID, MemberId: h.id}
+		DataDirectoryId: h.directory.record.DataDirectoryID, MemberId: h.id, Publication: h.config.Publication.String()}
 }
 
 func (s *Server) handshake() *logv1.Handshake {
@@ -271,6 +271,9 @@ func (h peerHandler) Check(p *logv1.PeerHandshake) error {
 	switch {
 	case p.GetInitialMembershipHash() != h.cluster.hash:
 		return refuse("member %q was started with other initial members than %q", name, h.config.Name)
+	case p.GetPublication() != h.config.Publication.String():
+		return refuse("member %q publishes by %s and %q by %s: all members must do alike", name, p.GetPublication(), h.config.Name,
+			h.config.Publication)
 	case !known:
 		return refuse("%q (%s) is not a member of this log", name, memberName(p.GetMemberId()))
 	}

@@ -35,11 +35,7 @@ func newMetrics(s *Server) (*metrics, error) {
 	}
 	gauge := func(name, help string, value func(MemberState) float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: prefix + name, Help: help, ConstLabels: labels}, func() float64 {
-			var state MemberState
-			if !s.query(func(m *Member) { state = m.State() }) {
-				return 0
-			}
-			return value(state)
+			return value(s.state())
 		})
 	}
 	m := &metrics{

@@ -224,38 +224,59 @@ func (s *Server) closeFiles() (err error) {
 	return err
 }
 
-// handOver gives the others the chance to take leadership before this member goes, for a short time.
+// handOver gives another voter the chance to take leadership before this member goes, for a short time.
 func (s *Server) handOver() {
-	var target uint64
-	s.query(func(m *Member) {
-		if m.State().IsLeader {
-			target = m.successor(func(uint64) bool { return true })
-		}
-	})
-	if target == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+	target := make(chan uint64, 1)
+	ctx, cancel := context.WithTimeout(s.ctx, handOverLimit)
 	defer cancel()
-	if _, err := s.transfer(ctx, target); err != nil {
-		s.logger.Info("leadership was not handed over", "error", err)
+	s.query(ctx, func(m *Member) {
+		if m.State().IsLeader {
+			target <- m.successor(func(uint64) bool { return true })
+			return
+		}
+		target <- 0
+	})
+	select {
+	case id := <-target:
+		if id == 0 {
+			return
+		}
+		if _, err := s.transfer(ctx, id); err != nil {
+			s.logger.Info("leadership was not handed over", "error", err)
+		}
+	default:
 	}
 }
 
-// query runs a function on the loop; false when the member has ended.
-func (s *Server) query(f func(*Member)) bool {
+// handOverLimit is a few round trips: long enough for a transfer, short enough for an orderly end.
+const handOverLimit = 600 * time.Millisecond
+
+// query runs a function on the loop, and waits for it until ctx ends; it may still run after that.
+func (s *Server) query(ctx context.Context, f func(*Member)) {
 	ran := make(chan struct{})
 	select {
 	case s.queries <- func(m *Member) { f(m); close(ran) }:
+	case <-ctx.Done():
+		return
 	case <-s.ctx.Done():
-		return false
+		return
 	}
 	select {
 	case <-ran:
-		return true
+	case <-ctx.Done():
 	case <-s.done:
-		return false
 	}
+}
+
+// state is the member's, or the latest that was seen of it where the loop does not answer.
+func (s *Server) state() MemberState {
+	ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+	defer cancel()
+	s.query(ctx, func(m *Member) {
+		state := m.State()
+		s.last.Store(&state)
+	})
+	return *s.last.Load()
 }
 
 // post hands an event to the loop; it blocks while the loop is behind.

@@ -294,11 +294,7 @@ func (s *service) Status(context.Context, *logv1.StatusRequest) (*logv1.StatusRe
 
 // Status tells what this member knows of itself and of the others; after the end, what it knew last.
 func (s *Server) Status() *logv1.StatusResponse {
-	s.query(func(m *Member) {
-		state := m.State()
-		s.last.Store(&state)
-	})
-	state := s.last.Load()
+	state := s.state()
 	view := s.published.view()
 	answer := &logv1.StatusResponse{Handshake: s.handshake(), LeaderId: state.Leader, Term: state.Term,
 		CommitIndex: state.Commit, PublishedIndex: view.index, FirstIndex: state.First, LastIndex: state.Last,

@@ -53,8 +53,9 @@ func (p *published) advance(effects *Effects) {
 			p.entries, p.bytes = nil, 0
 		}
 		for _, e := range effects.Entries {
-			p.entries = append(p.entries, tailEntry(e))
-			p.bytes += entryBytes(e)
+			t := tailEntry(e)
+			p.entries = append(p.entries, t)
+			p.bytes += tailEntryBytes(t)
 		}
 		p.index = effects.Published
 		close(p.changed)
@@ -67,7 +68,7 @@ func (p *published) advance(effects *Effects) {
 func (p *published) evict() {
 	drop := 0
 	for p.bytes > p.maxBytes && drop < len(p.entries) && p.entries[drop].Index <= p.durable {
-		p.bytes -= len(p.entries[drop].Envelope) + 64
+		p.bytes -= tailEntryBytes(p.entries[drop])
 		drop++
 	}
 	clear(p.entries[:drop])
@@ -95,8 +96,8 @@ func (p *published) read(from uint64, maxBytes int) ([]*logv1.Entry, error) {
 		}
 		entries := p.entries[from-first:]
 		n, bytes := 0, 0
-		for n < len(entries) && (n == 0 || bytes+len(entries[n].Envelope)+64 <= maxBytes) {
-			bytes += len(entries[n].Envelope) + 64
+		for n < len(entries) && (n == 0 || bytes+tailEntryBytes(entries[n]) <= maxBytes) {
+			bytes += tailEntryBytes(entries[n])
 			n++
 		}
 		return append([]*logv1.Entry(nil), entries[:n]...), nil
@@ -123,6 +124,8 @@ func (p *published) term(index uint64) (uint64, error) {
 	p.mu.Unlock()
 	return p.storage.Term(index)
 }
+
+func tailEntryBytes(e *logv1.Entry) int { return len(e.Envelope) + 64 }
 
 // tailEntry is an entry as tails send it; it shares the data.
 func tailEntry(e *raftpb.Entry) *logv1.Entry {

@@ -31,7 +31,10 @@ type PeerHandshake struct {
 	DataDirectoryId uint64 `protobuf:"fixed64,3,opt,name=data_directory_id,json=dataDirectoryId,proto3" json:"data_directory_id,omitempty"`
 	MemberId        uint64 `protobuf:"varint,4,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// The id that the sender believes it talks to.
-	TargetId      uint64 `protobuf:"varint,5,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`
+	TargetId uint64 `protobuf:"varint,5,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`
+	// Which publication rule the sender runs: "quorum" or "leader". Members of one log must run the same: read rounds of
+	// the one are wrong with entries published by the other.
+	Publication   string `protobuf:"bytes,6,opt,name=publication,proto3" json:"publication,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +102,13 @@ func (x *PeerHandshake) GetTargetId() uint64 {
 		return x.TargetId
 	}
 	return 0
+}
+
+func (x *PeerHandshake) GetPublication() string {
+	if x != nil {
+		return x.Publication
+	}
+	return ""
 }
 
 type SendRequest struct {
@@ -710,13 +720,14 @@ var File_logmirror_log_v1_peer_proto protoreflect.FileDescriptor
 
 const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1blogmirror/log/v1/peer.proto\x12\x10logmirror.log.v1\x1a\x1alogmirror/log/v1/log.proto\"\xe8\x01\n" +
+	"\x1blogmirror/log/v1/peer.proto\x12\x10logmirror.log.v1\x1a\x1alogmirror/log/v1/log.proto\"\x8a\x02\n" +
 	"\rPeerHandshake\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x126\n" +
 	"\x17initial_membership_hash\x18\x02 \x01(\x06R\x15initialMembershipHash\x12*\n" +
 	"\x11data_directory_id\x18\x03 \x01(\x06R\x0fdataDirectoryId\x12\x1b\n" +
 	"\tmember_id\x18\x04 \x01(\x04R\bmemberId\x12\x1b\n" +
-	"\ttarget_id\x18\x05 \x01(\x04R\btargetId\"\x81\x01\n" +
+	"\ttarget_id\x18\x05 \x01(\x04R\btargetId\x12 \n" +
+	"\vpublication\x18\x06 \x01(\tR\vpublication\"\x81\x01\n" +
 	"\vSendRequest\x12=\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
