@@ -1,0 +1,72 @@
+package keyspace
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrInconsistent is returned by Restore for a version that does not fit those before it.
+var ErrInconsistent = errors.New("keyspace: version does not fit the ones before it")
+
+// Restore stores a version that another Space had, given as its Encoded and Sub, both copied. First come the keys that exist at
+// Options.CompactRevision, in any order (Range at that revision visits them), then all versions above it in the order of
+// (main, sub), as History visits them; then Publish. The result reads as the original did, with the same LogicalBytes.
+// Nothing is stored if an error is returned: ErrMalformed or ErrInconsistent. Writer only, before any Put, Delete or Compact.
+func (s *Space) Restore(encoded []byte, sub int64) error {
+	v, err := DecodeKeyValue(encoded)
+	if err != nil {
+		return err
+	}
+	kv := keyValue{key: v.Key, value: v.Value, createRevision: v.CreateRevision, modRevision: v.ModRevision,
+		version: v.Version, lease: v.Lease}
+	if kv.encodedBytes() != len(encoded) {
+		return fmt.Errorf("%w: not the shortest encoding", ErrMalformed)
+	}
+	if sub < 0 || sub > maxSub {
+		return fmt.Errorf("%w: sub-revision %d", ErrInconsistent, sub)
+	}
+	p := s.index.locate(v.Key)
+	var head uint32
+	if p.found {
+		head = s.heads.at(p.leaf.ids[p.position]).Load()
+	}
+	previous, existed := s.live(head)
+	inconsistent := func(why string) error {
+		return fmt.Errorf("%w: %q at (%d, %d): %s", ErrInconsistent, v.Key, v.ModRevision, sub, why)
+	}
+	base := v.ModRevision <= s.compactRevision
+	switch {
+	case base && v.Tombstone:
+		return inconsistent("a compacted tombstone")
+	case base && (s.written || p.found):
+		return inconsistent("a compacted version after another of its key or after the history began")
+	case base:
+	case s.written && (v.ModRevision < s.newest.main || v.ModRevision == s.newest.main && sub <= s.newestSub),
+		v.ModRevision <= s.state.Load().revision:
+		return inconsistent("out of order")
+	case v.Tombstone && !existed:
+		return inconsistent("a tombstone of a key that does not exist")
+	case v.Tombstone:
+	case existed && (v.CreateRevision != previous.CreateRevision || v.Version != previous.Version+1),
+		!existed && (v.CreateRevision != v.ModRevision || v.Version != 1):
+		return inconsistent("create_revision and version do not continue the key's")
+	}
+
+	slot, record := s.store(&kv, sub, v.Tombstone, head)
+	s.link(&p, v.Key, slot)
+	var freed int64
+	if existed {
+		freed = previous.LogicalBytes()
+	}
+	switch {
+	case v.Tombstone:
+		freed += logicalBytes(len(record.encoded()))
+		s.keys--
+	case !existed:
+		s.keys++
+	}
+	if !base {
+		s.record(slot, v.ModRevision, sub, freed)
+	}
+	return nil
+}
