@@ -3,15 +3,21 @@ package frontend
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/logmirror/logmirror/frontend/etcd"
 )
 
 func TestEtcdClientReadsAndWrites(t *testing.T) {
@@ -418,4 +424,98 @@ func TestEtcdConcurrencyAcrossRegions(t *testing.T) {
 			t.Errorf("%d of 20 increments", got)
 		}
 	})
+}
+
+func TestEtcdMetadata(t *testing.T) {
+	c := newTestCluster(t)
+	us, eu := c.frontend("us-1", "us"), c.frontend("eu-1", "eu")
+	client, other, ctx := pb.NewKVClient(c.connection(us)), pb.NewKVClient(c.connection(eu)), testContext(t)
+	var told metadata.MD
+	stored, err := client.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: []byte("1")}, grpc.Header(&told))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{etcd.RegionKey, etcd.IncarnationKey, etcd.LogIndexKey, etcd.AgeKey, etcd.TokenKey} {
+		if len(told.Get(key)) != 1 {
+			t.Errorf("%s is not told: %v", key, told)
+		}
+	}
+	token, index := told.Get(etcd.TokenKey)[0], told.Get(etcd.LogIndexKey)[0]
+	get := func(key string, pairs ...string) (*pb.RangeResponse, error) {
+		return other.Range(metadata.AppendToOutgoingContext(ctx, pairs...), &pb.RangeRequest{Key: []byte(key)})
+	}
+	for _, pairs := range [][]string{
+		{etcd.TokenKey, token, etcd.ConsistencyKey, "serializable"},
+		{etcd.MinRevisionKey, fmt.Sprint(stored.GetHeader().GetRevision()), etcd.ConsistencyKey, "serializable"},
+		{etcd.ConsistencyKey, "linearizable"},
+		{etcd.MaxStalenessKey, "60000", etcd.ConsistencyKey, "serializable", etcd.TokenKey, token},
+	} {
+		if found, err := get("k", pairs...); err != nil || len(found.GetKvs()) != 1 {
+			t.Errorf("%v: %v, %v", pairs, found, err)
+		}
+	}
+	for _, pairs := range [][]string{
+		{etcd.TokenKey, "x"}, {etcd.TokenKey, "1-x-1"}, {etcd.ConsistencyKey, "eventual"}, {etcd.MinRevisionKey, "-1"},
+		{etcd.MaxStalenessKey, "soon"},
+	} {
+		if _, err := get("k", pairs...); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), pairs[0]) {
+			t.Errorf("%v: %v", pairs, err)
+		}
+	}
+	if _, err := get("k", etcd.TokenKey, "1-1-1"); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("token of another cluster: %v", err)
+	}
+	retry := metadata.AppendToOutgoingContext(ctx, etcd.RequestIDKey, index+"-retry", etcd.WaitForLogKey, "true")
+	request := &pb.PutRequest{Key: []byte("k"), Value: []byte("2")}
+	once, err := client.Put(retry, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice, err := other.Put(retry, request)
+	if err != nil || twice.GetHeader().GetRevision() != once.GetHeader().GetRevision() {
+		t.Errorf("the retry: %v, %v; the first: %v", twice, err, once)
+	}
+}
+
+func TestEtcdRangeStream(t *testing.T) {
+	c := newTestCluster(t)
+	server := c.frontend("us-1", "us", func(config *Config) { config.MaxRequestBytes = 4096 })
+	kv, ctx := pb.NewKVClient(c.connection(server)), testContext(t)
+	for i := range 20 {
+		if _, err := kv.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "k%02d", i), Value: make([]byte, 1000)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		limit, keys, count int64
+		more               bool
+	}{{0, 20, 20, false}, {7, 7, 20, true}, {20, 20, 20, false}} {
+		stream, err := kv.RangeStream(ctx, &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), Limit: test.limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last *pb.RangeResponse
+		var keys, messages int64
+		for {
+			part, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, kv := range part.GetRangeResponse().GetKvs() {
+				if want := fmt.Sprintf("k%02d", keys); string(kv.GetKey()) != want {
+					t.Errorf("key %s, want %s", kv.GetKey(), want)
+				}
+				keys++
+			}
+			last = part.GetRangeResponse()
+			messages++
+		}
+		if keys != test.keys || messages < 2 || last.GetCount() != test.count || last.GetMore() != test.more ||
+			last.GetHeader().GetRevision() != 21 {
+			t.Errorf("limit %d: %d keys in %d messages, the last with %v", test.limit, keys, messages, last)
+		}
+	}
 }

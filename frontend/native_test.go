@@ -424,3 +424,116 @@ func TestAnUnknownOutcomeIsNeverCalledNotApplied(t *testing.T) {
 		t.Errorf("a put that was swallowed: %v (%q)", err, reason(err))
 	}
 }
+
+func TestNativeWatch(t *testing.T) {
+	c := newTestCluster(t)
+	connection, ctx := c.connection(c.frontend("us-1", "us")), testContext(t)
+	kv := kvv1.NewKvServiceClient(connection)
+	put := func(key, value string) {
+		t.Helper()
+		if _, err := kv.Put(ctx, &kvv1.PutRequest{Key: []byte(key), Value: []byte(value)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("k", "1")
+	stream, err := kvv1.NewWatchServiceClient(connection).Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(r *kvv1.WatchRequest) {
+		t.Helper()
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create := func(w *kvv1.WatchRequest_Create) {
+		t.Helper()
+		send(&kvv1.WatchRequest{Request: &kvv1.WatchRequest_Create_{Create: w}})
+	}
+	next := func() *kvv1.WatchResponse {
+		t.Helper()
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	create(&kvv1.WatchRequest_Create{Key: []byte("k"), WatchId: 7, StartRevision: 2, ReturnPrevious: true})
+	if r := next(); !r.GetCreated() || r.GetWatchId() != 7 || r.GetHeader().GetRegion() != "us" {
+		t.Errorf("created: %v", r)
+	}
+	if r := next(); len(r.GetEvents()) != 1 || r.GetEvents()[0].GetKv().GetModRevision() != 2 {
+		t.Errorf("history: %v", r)
+	}
+	put("k", "2")
+	if r := next(); len(r.GetEvents()) != 1 || string(r.GetEvents()[0].GetPrevKv().GetValue()) != "1" ||
+		r.GetHeader().GetRevision() != 3 {
+		t.Errorf("live: %v", r)
+	}
+	create(&kvv1.WatchRequest_Create{Key: []byte("k"), WatchId: 7})
+	if r := next(); !r.GetCreated() || !r.GetCanceled() || r.GetCancelReason() == "" {
+		t.Errorf("an id twice: %v", r)
+	}
+	create(&kvv1.WatchRequest_Create{})
+	if r := next(); !r.GetCreated() || !r.GetCanceled() || !strings.Contains(r.GetCancelReason(), "create.key") {
+		t.Errorf("no key: %v", r)
+	}
+	send(&kvv1.WatchRequest{Request: &kvv1.WatchRequest_Progress_{Progress: &kvv1.WatchRequest_Progress{}}})
+	if r := next(); !r.GetProgress() || r.GetWatchId() != -1 || r.GetHeader().GetRevision() != 3 {
+		t.Errorf("progress: %v", r)
+	}
+	send(&kvv1.WatchRequest{Request: &kvv1.WatchRequest_Cancel_{Cancel: &kvv1.WatchRequest_Cancel{WatchId: 7}}})
+	if r := next(); !r.GetCanceled() || r.GetWatchId() != 7 || r.GetCancelReason() != "" {
+		t.Errorf("canceled: %v", r)
+	}
+	// The end of requests does not end the stream.
+	create(&kvv1.WatchRequest_Create{Key: []byte("k"), RangeEnd: []byte("z"), NoPuts: true})
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	next()
+	put("l", "1")
+	if _, err := kv.Delete(ctx, &kvv1.DeleteRequest{Key: []byte("l")}); err != nil {
+		t.Fatal(err)
+	}
+	if r := next(); len(r.GetEvents()) != 1 || r.GetEvents()[0].GetType() != kvv1.Event_EVENT_TYPE_DELETE {
+		t.Errorf("without puts: %v", r)
+	}
+}
+
+func TestNativeLeases(t *testing.T) {
+	c := newTestCluster(t)
+	us, eu := c.frontend("us-1", "us"), c.frontend("eu-1", "eu")
+	connection, ctx := c.connection(us), testContext(t)
+	lease, other := kvv1.NewLeaseServiceClient(connection), kvv1.NewLeaseServiceClient(c.connection(eu))
+	granted, err := lease.Grant(ctx, &kvv1.GrantRequest{TtlSeconds: 60, Id: 42})
+	if err != nil || granted.GetId() != 42 || granted.GetTtlSeconds() != 60 {
+		t.Fatalf("granted: %v, %v", granted, err)
+	}
+	if _, err := lease.Grant(ctx, &kvv1.GrantRequest{TtlSeconds: 60, Id: 42}); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("granted twice: %v", err)
+	}
+	if _, err := kvv1.NewKvServiceClient(connection).Put(ctx, &kvv1.PutRequest{Key: []byte("k"), Lease: 42}); err != nil {
+		t.Fatal(err)
+	}
+	left, err := other.TimeToLive(ctx, &kvv1.TimeToLiveRequest{Id: 42, Keys: true})
+	if err != nil || left.GetTtlSeconds() < 30 || left.GetTtlSeconds() > 60 || len(left.GetKeys()) != 1 {
+		t.Errorf("time to live, asked elsewhere: %v, %v", left, err)
+	}
+	us.Kill()
+	// Its owner cannot be asked any more: that is no expiry.
+	if _, err := other.TimeToLive(ctx, &kvv1.TimeToLiveRequest{Id: 42}); status.Code(err) != codes.Unavailable {
+		t.Errorf("time to live without its owner: %v", err)
+	}
+	listed, err := other.ListLeases(ctx, &kvv1.ListLeasesRequest{})
+	if err != nil || len(listed.GetLeases()) != 1 || listed.GetLeases()[0].GetOwner() != "us-1" ||
+		listed.GetLeases()[0].GetOwnerRegion() != "us" || listed.GetLeases()[0].GetKeys() != 1 {
+		t.Errorf("listed: %v, %v", listed, err)
+	}
+	if _, err := other.Revoke(ctx, &kvv1.RevokeRequest{Id: 42}); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := other.TimeToLive(ctx, &kvv1.TimeToLiveRequest{Id: 42}); err != nil || gone.GetTtlSeconds() != -1 {
+		t.Errorf("time to live of no lease: %v, %v", gone, err)
+	}
+}
