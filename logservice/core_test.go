@@ -108,7 +108,7 @@ func TestDurableNeedsBothHalves(t *testing.T) {
 func TestRoundOutcome(t *testing.T) {
 	type answers = map[uint64]*logv1.RoundAnswer
 	answer := func(term, last uint64, leader bool) *logv1.RoundAnswer {
-		return &logv1.RoundAnswer{Term: term, LastIndex: last, Leader: leader}
+		return &logv1.RoundAnswer{Term: term, LastIndex: last, DurableIndex: last, Leader: leader}
 	}
 	three := joint(nil, []uint64{1, 2, 3})
 	five := joint(nil, []uint64{1, 2, 3, 4, 5})
@@ -133,6 +133,7 @@ func TestRoundOutcome(t *testing.T) {
 			answers{1: answer(5, 10, true), 2: answer(6, 8, true), 3: answer(6, 8, false), 4: answer(6, 8, false)}, 8, 8},
 		{"an orphan at the end of one log", three,
 			answers{1: answer(5, 10, true), 2: answer(5, 10, false), 3: answer(5, 99, false)}, 10, 10},
+		{"the leader's disk is behind", three, answers{1: {Term: 5, LastIndex: 10, DurableIndex: 7, Leader: true}, 2: answer(5, 8, false)}, 10, 8},
 		{"joint, one half is missing", joint([]uint64{1, 2, 3}, []uint64{1, 4, 5}),
 			answers{1: answer(5, 10, true), 2: answer(5, 9, false)}, none, none},
 		{"joint, both halves", joint([]uint64{1, 2, 3}, []uint64{1, 4, 5}),

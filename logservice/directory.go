@@ -47,36 +47,40 @@ const (
 )
 
 // openDirectory locks a data directory and reads whose it is; an empty one becomes this member's.
-func openDirectory(fsys disk.FS, path string, name string, clusterHash, memberID uint64) (d *directory, err error) {
+func openDirectory(fsys disk.FS, path string, name string, clusterHash, memberID uint64) (*directory, error) {
 	if err := fsys.MkdirAll(path); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	d = &directory{fs: fsys, path: path}
-	if d.lock, err = fsys.Lock(filepath.Join(path, "lock")); err != nil {
-		return nil, fmt.Errorf("data directory %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.lock.Close())
-		}
-	}()
-	data, err := disk.ReadFile(fsys, filepath.Join(path, directoryFile), directoryMaxBytes)
-	if errors.Is(err, fs.ErrNotExist) {
-		return d, d.create(name, clusterHash, memberID)
-	}
+	lock, err := fsys.Lock(filepath.Join(path, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", path, err)
 	}
+	d := &directory{fs: fsys, path: path, lock: lock}
+	if err := d.load(name, clusterHash, memberID); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return d, nil
+}
+
+// load reads whose directory it is, and refuses that of another member.
+func (d *directory) load(name string, clusterHash, memberID uint64) error {
+	data, err := disk.ReadFile(d.fs, filepath.Join(d.path, directoryFile), directoryMaxBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.create(name, clusterHash, memberID)
+	}
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", d.path, err)
+	}
 	if err := d.decode(data); err != nil {
-		return nil, err
+		return err
 	}
 	switch r := d.record; {
 	case r.ClusterHash != clusterHash:
-		return nil, fmt.Errorf("%w: %s is of member %q of a log that began with other members", ErrOtherMember, path, r.Name)
+		return fmt.Errorf("%w: %s is of member %q of a log that began with other members", ErrOtherMember, d.path, r.Name)
 	case r.MemberID != memberID:
-		return nil, fmt.Errorf("%w: %s is of member %q, not of %q", ErrOtherMember, path, r.Name, name)
+		return fmt.Errorf("%w: %s is of member %q, not of %q", ErrOtherMember, d.path, r.Name, name)
 	}
-	return d, nil
+	return nil
 }
 
 // create makes an empty directory this member's.

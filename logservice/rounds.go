@@ -81,11 +81,11 @@ func (m *Member) ask(r *round) {
 	}
 }
 
-// answerTo tells the term and the end of this member's log, on disk or not: an index that is too high is only waited
-// for, one that is too low would be wrong.
+// answerTo tells the term and the end of this member's log: all of it, which counts where this member leads, because
+// others may hold durably what it has only appended; and what is on its disk, which covers all that it has acked.
 func (m *Member) answerTo(id uint64) *logv1.RoundAnswer {
 	status := m.raft.BasicStatus()
-	return &logv1.RoundAnswer{Id: id, Term: status.GetTerm(), LastIndex: m.log.last,
+	return &logv1.RoundAnswer{Id: id, Term: status.GetTerm(), LastIndex: m.log.last, DurableIndex: m.log.stable,
 		Leader: status.RaftState == raft.StateLeader}
 }
 
@@ -204,18 +204,18 @@ func (r *round) barrier() (uint64, bool) {
 	return leader.LastIndex, r.quorums.VoteResult(votes) == quorum.VoteWon
 }
 
-// nearestMajority is the smallest index such that majorities have answered with logs that end at or below it: the
-// largest last index within the majority that makes it smallest.
+// nearestMajority is the smallest index such that majorities have answered with logs that are durable up to it or
+// less: the largest durable index within the majority that makes it smallest.
 func (r *round) nearestMajority() (uint64, bool) {
 	ends := make([]uint64, 0, len(r.answers))
 	for _, answer := range r.answers {
-		ends = append(ends, answer.LastIndex)
+		ends = append(ends, answer.DurableIndex)
 	}
 	slices.Sort(ends)
 	for _, end := range slices.Compact(ends) {
 		votes := make(map[uint64]bool, len(r.answers))
 		for id, answer := range r.answers {
-			if answer.LastIndex <= end {
+			if answer.DurableIndex <= end {
 				votes[id] = true
 			}
 		}

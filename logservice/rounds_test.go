@@ -14,6 +14,7 @@ import (
 // reader asks one member for read rounds.
 type reader struct {
 	stream logv1.LogService_ReadRoundClient
+	send   sync.Mutex
 	mu     sync.Mutex
 	next   uint64
 	wait   map[uint64]chan *logv1.ReadRoundResponse
@@ -62,7 +63,9 @@ func (r *reader) ask() *logv1.ReadRoundResponse {
 	id, answered := r.next, make(chan *logv1.ReadRoundResponse, 1)
 	r.wait[id] = answered
 	r.mu.Unlock()
+	r.send.Lock()
 	_ = r.stream.Send(&logv1.ReadRoundRequest{Id: id})
+	r.send.Unlock()
 	return <-answered
 }
 

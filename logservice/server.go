@@ -91,11 +91,12 @@ func (s *Server) open() (err error) {
 	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, s.cluster.hash, s.id); err != nil {
 		return err
 	}
-	s.storage, err = segment.Open(c.FS, filepath.Join(c.DataDir, "log"), segment.Options{
+	log, err := segment.Open(c.FS, filepath.Join(c.DataDir, "log"), segment.Options{
 		SegmentBytes: c.SegmentBytes, Identity: s.directory.identity(), Logger: s.logger})
 	if err != nil {
 		return err
 	}
+	s.storage = log
 	if s.storage.Membership() == nil {
 		if last := s.storage.LastIndex(); last != 0 {
 			return fmt.Errorf("%w: the log ends at %d and has no membership", ErrDamaged, last)

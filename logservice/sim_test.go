@@ -418,7 +418,7 @@ func simulate(t *testing.T, seed uint64, publication Publication) *simulation {
 }
 
 func TestSimulation(t *testing.T) {
-	seeds := uint64(50)
+	seeds := uint64(30)
 	for _, publication := range []Publication{PublicationQuorum, PublicationLeader} {
 		entries, rounds := 0, 0
 		for seed := range seeds {

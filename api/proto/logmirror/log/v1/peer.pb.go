@@ -557,7 +557,7 @@ func (x *ForwardedRejection) GetStream() uint64 {
 	return 0
 }
 
-// RoundQuestion asks a voter for its term and the last index of its log.
+// RoundQuestion asks a voter for its term and the end of its log.
 type RoundQuestion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -608,7 +608,9 @@ type RoundAnswer struct {
 	Term      uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	LastIndex uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	// The answering voter is the leader of its term and last_index is the last index it has appended.
-	Leader        bool `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	Leader bool `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Up to where the answering voter's log is on its disk; at most last_index.
+	DurableIndex  uint64 `protobuf:"varint,5,opt,name=durable_index,json=durableIndex,proto3" json:"durable_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,6 +671,13 @@ func (x *RoundAnswer) GetLeader() bool {
 		return x.Leader
 	}
 	return false
+}
+
+func (x *RoundAnswer) GetDurableIndex() uint64 {
+	if x != nil {
+		return x.DurableIndex
+	}
+	return 0
 }
 
 // Ping measures the round trip; the receiver sends it back as a pong.
@@ -755,13 +764,14 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\trejection\x18\x01 \x01(\v2!.logmirror.log.v1.AppendRejectionR\trejection\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\x1f\n" +
 	"\rRoundQuestion\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"h\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x8d\x01\n" +
 	"\vRoundAnswer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x03 \x01(\x04R\tlastIndex\x12\x16\n" +
-	"\x06leader\x18\x04 \x01(\bR\x06leader\"\x16\n" +
+	"\x06leader\x18\x04 \x01(\bR\x06leader\x12#\n" +
+	"\rdurable_index\x18\x05 \x01(\x04R\fdurableIndex\"\x16\n" +
 	"\x04Ping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id2X\n" +
 	"\vPeerService\x12I\n" +
