@@ -203,7 +203,8 @@ func (t *Table) Move(from, to, index uint64, fromSessionTime time.Duration) []Ch
 	}
 	changes := make([]Change, 0, len(owned))
 	target := t.holder(to)
-	for _, l := range owned {
+	for _, o := range owned {
+		l := o.lease
 		t.unlink(l)
 		l.ownerIndex = index
 		l.previousSessionTime = int64(fromSessionTime)
@@ -223,7 +224,8 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 		return nil
 	}
 	changes := make([]Change, 0, len(owned))
-	for _, l := range owned {
+	for _, o := range owned {
+		l := o.lease
 		t.unlink(l)
 		l.ownerIndex = 0
 		l.previousSessionTime = int64(sessionTime)
@@ -290,17 +292,23 @@ func (t *Table) Keys(id int64) [][]byte {
 	return l.keys.sorted()
 }
 
+// ownedLease carries the id beside the row, so that sorting many of them does not go to each row.
+type ownedLease struct {
+	id int64
+	*lease
+}
+
 // owned returns the leases of a session, by id.
-func (t *Table) owned(session uint64) []*lease {
+func (t *Table) owned(session uint64) []ownedLease {
 	h, ok := t.holders[session]
 	if !ok {
 		return nil
 	}
-	owned := make([]*lease, 0, h.count)
+	owned := make([]ownedLease, 0, h.count)
 	for l := h.first; l != nil; l = l.next {
-		owned = append(owned, l)
+		owned = append(owned, ownedLease{l.id, l})
 	}
-	slices.SortFunc(owned, func(a, b *lease) int { return compareInt64(a.id, b.id) })
+	slices.SortFunc(owned, func(a, b ownedLease) int { return compareInt64(a.id, b.id) })
 	return owned
 }
 
