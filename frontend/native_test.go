@@ -352,7 +352,8 @@ func TestWhileTheLogIsAway(t *testing.T) {
 	})
 	connection, ctx := c.connection(server), testContext(t)
 	kv := kvv1.NewKvServiceClient(connection)
-	if _, err := kv.Put(ctx, &kvv1.PutRequest{Key: []byte("k"), Value: []byte("v")}); err != nil {
+	patient := &kvv1.WriteOptions{WaitForLog: true} // the session may not be open yet
+	if _, err := kv.Put(ctx, &kvv1.PutRequest{Key: []byte("k"), Value: []byte("v"), Options: patient}); err != nil {
 		t.Fatal(err)
 	}
 	c.log.setAway(true)
@@ -415,7 +416,8 @@ func TestAnUnknownOutcomeIsNeverCalledNotApplied(t *testing.T) {
 	c := newTestCluster(t)
 	server := c.frontend("us-1", "us", func(config *Config) { config.Mirror.UnknownAfter = 200 * time.Millisecond })
 	kv, ctx := kvv1.NewKvServiceClient(c.connection(server)), testContext(t)
-	if _, err := kv.Put(ctx, &kvv1.PutRequest{Key: []byte("k")}); err != nil {
+	patient := &kvv1.WriteOptions{WaitForLog: true} // the session may not be open yet
+	if _, err := kv.Put(ctx, &kvv1.PutRequest{Key: []byte("k"), Options: patient}); err != nil {
 		t.Fatal(err)
 	}
 	c.log.setSwallow(true)
