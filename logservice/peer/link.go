@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -185,9 +186,10 @@ func (l *link) stream(ctx context.Context) error {
 		return err
 	}
 	if answer := response.GetHandshake(); answer.GetMemberId() != l.id {
-		return status.Errorf(codes.FailedPrecondition, "%s is member %016x, not %016x", l.address, answer.GetMemberId(), l.id)
+		return fmt.Errorf("%s is member %016x, not %016x", l.address, answer.GetMemberId(), l.id)
 	} else if err := l.transport.config.Handler.Check(answer); err != nil {
-		return err
+		// Not wrapped: a status in it would look like a refusal by the other side.
+		return fmt.Errorf("this member refuses the other: %s", err.Error())
 	}
 	l.connect()
 
