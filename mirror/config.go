@@ -44,7 +44,8 @@ type Config struct {
 	// QueueCommands and QueueBytes bound what waits to be handed over. 65,536, and 64 MiB.
 	QueueCommands int
 	QueueBytes    int
-	// FailFastAfter is how long the log may be away before commands that do not want to wait for it fail. 1 s.
+	// FailFastAfter is how long the log may be away before commands that do not want to wait for it fail. 3 s: an
+	// election at the distances between regions takes up to 2 s, and is no reason to fail.
 	FailFastAfter time.Duration
 	// UnknownAfter is when such a command that was handed over is given up as unknown. 10 s.
 	UnknownAfter time.Duration
@@ -98,7 +99,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.BatchHold, 3*time.Millisecond)
 	setDefault(&c.QueueCommands, 65536)
 	setDefault(&c.QueueBytes, 64<<20)
-	setDefault(&c.FailFastAfter, time.Second)
+	setDefault(&c.FailFastAfter, 3*time.Second)
 	setDefault(&c.UnknownAfter, 10*time.Second)
 	setDefault(&c.StallAfter, 3*time.Second)
 	setDefault(&c.ResendAfterMin, time.Second)
