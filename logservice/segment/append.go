@@ -102,7 +102,7 @@ func (l *Log) putFrame(s *segmentFile, g *Group, h *frameHeader, length int64) (
 // applyFrame takes a written frame into the log's state; the caller holds mu.
 func (l *Log) applyFrame(s *segmentFile, g *Group, h *frameHeader, length int64, digest uint64) {
 	offset := s.tail.end
-	s.tail = tail{end: offset + length, crc: h.crc, length: uint32(length)}
+	s.tail = tail{end: offset + length, crc: h.crc, length: uint32(length), frames: s.tail.frames + 1}
 	l.hardState = h.hardState
 	if g.Membership != nil {
 		l.membership = append([]byte{}, g.Membership...)
@@ -114,9 +114,8 @@ func (l *Log) applyFrame(s *segmentFile, g *Group, h *frameHeader, length int64,
 	for i := range g.Entries {
 		l.addTerm(g.Entries[i].Index, g.Entries[i].Term)
 	}
-	s.frames = append(s.frames, frameRef{first: h.first, offset: offset, length: uint32(length)})
 	l.last = base{index: h.last(), term: g.Entries[len(g.Entries)-1].Term, digest: digest}
-	s.last = l.last.index
+	s.addFrame(frameRef{first: h.first, offset: offset, length: uint32(length)}, l.last.index)
 }
 
 // bufferBytesKept bounds the memory that the writer keeps between groups of common size.
@@ -130,7 +129,7 @@ func (l *Log) cut(h *frameHeader) {
 	}
 	for i := len(l.segments) - 1; i >= 0; i-- {
 		s := l.segments[i]
-		if len(s.frames) > 0 && s.last < h.first {
+		if s.live() && s.last < h.first {
 			break
 		}
 		s.cut(h.first)
@@ -214,7 +213,7 @@ func (l *Log) Trim(index uint64) error {
 	}
 	for len(l.segments) > 1 {
 		oldest := l.segments[0]
-		if len(oldest.frames) > 0 && oldest.last > index {
+		if oldest.live() && oldest.last > index {
 			break
 		}
 		if err := l.dropOldest(oldest); err != nil {
@@ -228,7 +227,7 @@ func (l *Log) Trim(index uint64) error {
 // a crash never leaves a gap.
 func (l *Log) dropOldest(oldest *segmentFile) error {
 	next := l.base
-	if len(oldest.frames) > 0 {
+	if oldest.live() {
 		digest, err := l.Digest(oldest.last)
 		if err != nil {
 			return fmt.Errorf("segment: trim: %w", err)

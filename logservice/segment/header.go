@@ -26,10 +26,10 @@ const (
 	segmentFlagMembership = 1 << 1
 
 	segmentSuffix = ".segment"
-	// spareName is the space reserved for the next segment; temporaryName is a segment that Install is building. What
+	// spareName is the space reserved for the next segment; temporaryName is a segment that the writer is building. What
 	// either holds means nothing.
 	spareName     = "spare"
-	temporaryName = "install"
+	temporaryName = "building"
 	lockName      = "LOCK"
 )
 

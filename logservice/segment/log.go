@@ -55,6 +55,7 @@ func (i Identity) matches(onDisk Identity) bool {
 const (
 	SegmentBytesDefault = 64 << 20
 	MaxReadBytesDefault = 8 << 20
+	IndexBytesDefault   = 16 << 20
 	ReserveRetryDefault = 5 * time.Second
 )
 
@@ -65,6 +66,9 @@ type Options struct {
 	SegmentBytes int64
 	// MaxReadBytes bounds what one call of Entries loads, but for a single group that is larger. Zero: 8 MiB.
 	MaxReadBytes int
+	// IndexBytes bounds the memory for the indexes of sealed segments, but for one and for those that the disk has no
+	// room for. Zero: 16 MiB.
+	IndexBytes int
 	// ReserveRetry is how long the log waits before it tries again to reserve space for the next segment. Zero: 5 s.
 	ReserveRetry time.Duration
 	// ManualReserve leaves it to the caller to call Reserve, so that the log has no goroutine of its own: for
@@ -83,6 +87,9 @@ func (o *Options) setDefaults() {
 	o.SegmentBytes = max(align512(o.SegmentBytes), segmentBytesMin)
 	if o.MaxReadBytes <= 0 {
 		o.MaxReadBytes = MaxReadBytesDefault
+	}
+	if o.IndexBytes <= 0 {
+		o.IndexBytes = IndexBytesDefault
 	}
 	if o.ReserveRetry <= 0 {
 		o.ReserveRetry = ReserveRetryDefault
@@ -113,7 +120,7 @@ type Log struct {
 	// mustRoll says that the active segment's tail is not usable, so that the next group goes to a new segment.
 	mustRoll bool
 
-	// reserving is held, as a semaphore, by whoever makes or takes the spare.
+	// reserving is held, as a semaphore, by whoever makes the spare, and from taking it until its name is free again.
 	reserving chan struct{}
 	spare     *spareFile
 	// wanted wakes the goroutine that makes the spare; stop ends it, stopped says that it has ended.
@@ -125,8 +132,10 @@ type Log struct {
 	segments []*segmentFile
 	base     base
 	// last is the log's last entry; where there is none, equal to base.
-	last       base
-	runs       []termRun
+	last base
+	runs []termRun
+	// uses counts the uses of indexes.
+	uses       atomic.Uint64
 	hardState  HardState
 	membership []byte
 	spareBytes int64
@@ -144,20 +153,16 @@ type segmentFile struct {
 	bytes  int64
 	// tail is where the next frame goes, and what it has to repeat.
 	tail tail
-	// frames has one element per frame with live entries, by ascending first index. A frame's entries end where the next
-	// one's begin, and the last one's at last.
+	// first and last are the segment's live entries; last < first: there are none.
+	first, last uint64
+	// frames is the segment's index: one element per frame with live entries, by ascending first index. A frame's entries
+	// end where the next one's begin, and the last one's at last. Nil in a sealed segment: not in memory.
 	frames []frameRef
-	// last is the segment's last live entry; only meaningful where frames is not empty.
-	last uint64
+	// hasFooter says that the index is also in the file; used orders the segments by the last use of their index.
+	hasFooter bool
+	used      atomic.Uint64
 	// references counts the log itself and the readers that hold the file open; the last one closes it.
 	references atomic.Int32
-}
-
-// frameRef says where the frame is that holds the entries from first on.
-type frameRef struct {
-	first  uint64
-	offset int64
-	length uint32
 }
 
 func (s *segmentFile) release() error {
@@ -167,12 +172,21 @@ func (s *segmentFile) release() error {
 	return nil
 }
 
+func (s *segmentFile) live() bool { return s.first <= s.last }
+
 // cut forgets the segment's entries from an index on.
 func (s *segmentFile) cut(first uint64) {
-	for n := len(s.frames); n > 0 && s.frames[n-1].first >= first; n-- {
-		s.frames = s.frames[:n-1]
-	}
+	s.frames = cutFrames(s.frames, first)
 	s.last = min(s.last, first-1)
+}
+
+// addFrame takes a frame into the index, after a cut of what it replaces.
+func (s *segmentFile) addFrame(f frameRef, last uint64) {
+	if !s.live() {
+		s.first = f.first
+	}
+	s.frames = append(s.frames, f)
+	s.last = last
 }
 
 // HardState returns the one of the last durable group.

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,8 +9,6 @@ import (
 
 	"github.com/logmirror/logmirror/internal/disk"
 )
-
-const footerMagic = 0x5446_4d4c // "LMFT"
 
 // Open opens the log in a directory, which is made if it is missing, and recovers it: on return everything that the log
 // says it holds is durable. It takes the directory's lock. ErrLocked, *OtherMemberError and *CorruptError tell what is
@@ -41,35 +40,94 @@ func Open(fsys disk.FS, dir string, o Options) (*Log, error) {
 }
 
 func (l *Log) recover() error {
-	sequences, err := l.listSegments()
-	if err != nil {
+	if err := l.clean(); err != nil {
 		return err
 	}
-	if err := l.openSegments(sequences); err != nil {
+	replaced, err := l.load()
+	if err != nil {
 		return err
 	}
 	if len(l.segments) == 0 {
 		return l.roll(0)
-	}
-	l.identity = l.segments[0].header.identity
-	if err := l.dropReplaced(); err != nil {
-		return err
-	}
-	for i, s := range l.segments {
-		if err := l.loadSegment(i, s); err != nil {
-			return err
-		}
 	}
 	active := l.active()
 	if active.tail.torn {
 		l.mustRoll = true
 		l.options.Logger.Warn("cut off a write that was never synced", "file", active.path, "offset", active.tail.end)
 	}
-	return l.syncTail(active)
+	if err := l.syncTail(active); err != nil {
+		return err
+	}
+	for _, s := range replaced {
+		if err := l.removeFile(s); err != nil {
+			return err
+		}
+	}
+	return l.renewFooters()
 }
 
-// listSegments returns the sequences of the segments that are there, ascending, and removes what an interrupted log left
-// behind.
+// clean removes what an interrupted log left behind, and makes durable the names that were seen.
+func (l *Log) clean() error {
+	for _, name := range []string{spareName, temporaryName} {
+		if err := l.fs.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("segment: open log: %w", err)
+		}
+	}
+	if err := l.fs.SyncDir(l.dir); err != nil {
+		return fmt.Errorf("segment: open log: %w", err)
+	}
+	return nil
+}
+
+// load reads the whole log and changes nothing on the disk. It returns the open segments that the newest beginning of
+// the log has replaced; the others are the log's, also where there is an error.
+func (l *Log) load() (replaced []*segmentFile, err error) {
+	sequences, err := l.listSegments()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.openSegments(sequences); err != nil || len(l.segments) == 0 {
+		return nil, err
+	}
+	l.identity = l.segments[0].header.identity
+	begin := 0
+	for i, s := range l.segments {
+		if s.header.reset {
+			begin = i
+		}
+	}
+	replaced, l.segments = l.segments[:begin], slices.Clone(l.segments[begin:])
+	for i, s := range l.segments {
+		if err := l.loadSegment(i, s); err != nil {
+			for _, s := range replaced {
+				err = errors.Join(err, s.release())
+			}
+			return nil, err
+		}
+	}
+	return replaced, nil
+}
+
+// renewFooters writes the footers of sealed segments that have none, or not a good one.
+func (l *Log) renewFooters() error {
+	for _, s := range l.segments[:len(l.segments)-1] {
+		_, ok, err := readFooter(s)
+		if err != nil {
+			return err
+		}
+		if s.hasFooter = ok; !ok {
+			if err := l.seal(s); err != nil {
+				return err
+			}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.evictIndexes()
+	return nil
+}
+
+// listSegments returns the sequences of the segments that are there, ascending.
 func (l *Log) listSegments() (sequences []uint64, err error) {
 	names, err := l.fs.ReadDir(l.dir)
 	if err != nil {
@@ -79,17 +137,8 @@ func (l *Log) listSegments() (sequences []uint64, err error) {
 		if sequence, ok := parseSegmentName(name); ok {
 			sequences = append(sequences, sequence)
 		}
-		if name == spareName || name == temporaryName {
-			if err := l.fs.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("segment: open log: %w", err)
-			}
-		}
 	}
 	slices.Sort(sequences)
-	// A name that was seen may not be durable yet.
-	if err := l.fs.SyncDir(l.dir); err != nil {
-		return nil, fmt.Errorf("segment: open log: %w", err)
-	}
 	return sequences, nil
 }
 
@@ -112,7 +161,7 @@ func openSegment(fsys disk.FS, path string) (*segmentFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("segment: open log: %w", err)
 	}
-	s := &segmentFile{path: path, file: file}
+	s := &segmentFile{path: path, file: file, first: 1}
 	s.references.Store(1)
 	s.bytes, err = file.Size()
 	if err == nil {
@@ -122,24 +171,6 @@ func openSegment(fsys disk.FS, path string) (*segmentFile, error) {
 		return nil, errors.Join(err, file.Close())
 	}
 	return s, nil
-}
-
-// dropReplaced removes the segments before the newest one with which the log began anew.
-func (l *Log) dropReplaced() error {
-	begin := 0
-	for i, s := range l.segments {
-		if s.header.reset {
-			begin = i
-		}
-	}
-	replaced := l.segments[:begin]
-	l.segments = slices.Clone(l.segments[begin:])
-	for _, s := range replaced {
-		if err := l.removeFile(s); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // loadSegment takes segment number i of the log into the log's state.
@@ -153,12 +184,12 @@ func (l *Log) loadSegment(i int, s *segmentFile) error {
 		}
 		end = next.previousEnd
 	}
-	l.hardState, l.membership = h.hardState, h.membership
 	if i == 0 {
-		l.base, l.last = h.base, h.base
-	} else if h.base != l.last {
+		l.base, l.last, l.hardState, l.membership = h.base, h.base, h.hardState, h.membership
+	} else if h.base != l.last || h.hardState != l.hardState || !bytes.Equal(h.membership, l.membership) {
 		return &CorruptError{File: s.path,
-			Reason: fmt.Sprintf("segment continues after entry %d, the log ends at %d", h.base.index, l.last.index)}
+			Reason: fmt.Sprintf("segment continues after entry %d and %+v, the log ends at %d with %+v",
+				h.base.index, h.hardState, l.last.index, l.hardState)}
 	}
 	w := &window{file: s.file, path: s.path, size: s.bytes}
 	t, err := scan(w, h, end, func(offset int64, f *frame) error { return l.replay(s, offset, f) })
@@ -194,8 +225,7 @@ func (l *Log) replay(s *segmentFile, offset int64, f *frame) error {
 		l.last = base{index: e.Index, term: e.Term, digest: NextDigest(l.last.digest, e.Index, e.Term, e.Data)}
 		return true
 	})
-	s.frames = append(s.frames, frameRef{first: f.first, offset: offset, length: uint32(f.length())})
-	s.last = l.last.index
+	s.addFrame(frameRef{first: f.first, offset: offset, length: uint32(f.length())}, l.last.index)
 	return nil
 }
 

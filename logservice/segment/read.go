@@ -53,27 +53,59 @@ func countLive(extents []extent) (count uint64) {
 }
 
 // locate finds the frames that hold [lo, hi), as many as may be needed for maxBytes of data, and holds their files open.
-func (l *Log) locate(lo, hi uint64, maxBytes int64) (extents []extent, err error) {
+func (l *Log) locate(lo, hi uint64, maxBytes int64) ([]extent, error) {
+	for {
+		extents, missing, err := l.locateInMemory(lo, hi, maxBytes)
+		if missing == nil {
+			return extents, err
+		}
+		frames, err := loadIndex(missing)
+		if err == nil {
+			l.mu.Lock()
+			l.keepIndex(missing, frames)
+			l.mu.Unlock()
+		}
+		_ = missing.release() // closing a file that was only read loses nothing
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// locateInMemory is locate as far as it goes without I/O: where an index that it needs first is not in memory, it
+// returns that segment, held open.
+func (l *Log) locateInMemory(lo, hi uint64, maxBytes int64) (extents []extent, missing *segmentFile, err error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	switch {
 	case l.closed:
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
 	case lo <= l.base.index:
-		return nil, fmt.Errorf("%w: entry %d, the first is %d", ErrTrimmed, lo, l.base.index+1)
+		return nil, nil, fmt.Errorf("%w: entry %d, the first is %d", ErrTrimmed, lo, l.base.index+1)
 	case hi > l.last.index+1 || lo >= hi:
-		return nil, fmt.Errorf("%w: entries [%d,%d), the last is %d", ErrUnavailable, lo, hi, l.last.index)
+		return nil, nil, fmt.Errorf("%w: entries [%d,%d), the last is %d", ErrUnavailable, lo, hi, l.last.index)
 	}
 	total := int64(0)
 	for _, s := range l.segmentsFrom(lo) {
-		if lo >= hi || total >= maxBytes && total > 0 {
+		if lo >= hi || total >= maxBytes {
 			break
 		}
+		if !s.live() {
+			continue
+		}
+		if s.frames == nil {
+			if len(extents) > 0 {
+				break // what was found is an answer; the next call goes on here
+			}
+			s.references.Add(1)
+			return nil, s, nil
+		}
+		l.useIndex(s)
 		n := sort.Search(len(s.frames), func(i int) bool { return s.frames[i].first > lo }) - 1
-		for ; n >= 0 && n < len(s.frames) && lo < hi && (total < maxBytes || total == 0); n++ {
+		for ; n < len(s.frames) && s.frames[n].first <= s.last && lo < hi && total < maxBytes; n++ {
 			end := s.last + 1
 			if n+1 < len(s.frames) {
-				end = s.frames[n+1].first
+				end = min(end, s.frames[n+1].first)
 			}
 			f := s.frames[n]
 			live := liveFrame{first: f.first, lo: lo, hi: min(hi, end), length: f.length}
@@ -88,13 +120,13 @@ func (l *Log) locate(lo, hi uint64, maxBytes int64) (extents []extent, err error
 	for i := range extents {
 		extents[i].segment.references.Add(1)
 	}
-	return extents, nil
+	return extents, nil, nil
 }
 
 // segmentsFrom returns the segments of which the first one with entries holds the entry at index; the caller holds mu.
 func (l *Log) segmentsFrom(index uint64) []*segmentFile {
 	for i := len(l.segments) - 1; i >= 0; i-- {
-		if s := l.segments[i]; len(s.frames) > 0 && s.frames[0].first <= index {
+		if s := l.segments[i]; s.live() && s.first <= index {
 			return l.segments[i:]
 		}
 	}

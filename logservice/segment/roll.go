@@ -103,11 +103,10 @@ func (l *Log) discard(path string, file disk.File, cause error) error {
 }
 
 // takeFile returns a file for a segment that has room for a frame of need bytes behind a header of headerBytes: the
-// spare if that is large enough, else a new one. The caller gives it a segment's name or discards it.
+// spare if that is large enough, else a new one. The caller holds reserving until it has given the file a segment's name
+// or discarded it.
 func (l *Log) takeFile(headerBytes, need int64) (name string, file *spareFile, err error) {
 	bytes := max(l.options.SegmentBytes, align512(headerBytes+need))
-	l.reserving <- struct{}{}
-	defer func() { <-l.reserving }()
 	if l.spare != nil && l.spare.bytes >= bytes {
 		file, l.spare = l.spare, nil
 		l.mu.Lock()
@@ -115,26 +114,16 @@ func (l *Log) takeFile(headerBytes, need int64) (name string, file *spareFile, e
 		l.mu.Unlock()
 		return spareName, file, nil
 	}
-	name = spareName
-	if l.spare != nil {
-		name = temporaryName
-	}
-	file, err = l.makeFile(name, bytes)
+	file, err = l.makeFile(temporaryName, bytes)
 	if err != nil && !errors.Is(err, ErrNoSpace) {
 		err = l.fail(err)
 	}
-	return name, file, err
+	return temporaryName, file, err
 }
 
-// roll begins the next segment, with room for a frame of need bytes.
+// roll begins the next segment, with room for a frame of need bytes, and seals the one before.
 func (l *Log) roll(need int64) error {
-	h := l.nextHeader()
-	name, spare, err := l.takeFile(h.length(), need)
-	if err != nil {
-		return err
-	}
-	h.fileBytes = spare.bytes
-	s, err := l.beginSegment(name, spare, &h)
+	s, err := l.makeSegment(need)
 	if err != nil {
 		return err
 	}
@@ -143,7 +132,22 @@ func (l *Log) roll(need int64) error {
 	l.mu.Unlock()
 	l.mustRoll = false
 	l.wantSpare()
+	if len(l.segments) > 1 {
+		return l.seal(l.segments[len(l.segments)-2])
+	}
 	return nil
+}
+
+func (l *Log) makeSegment(need int64) (*segmentFile, error) {
+	l.reserving <- struct{}{}
+	defer func() { <-l.reserving }()
+	h := l.nextHeader()
+	name, spare, err := l.takeFile(h.length(), need)
+	if err != nil {
+		return nil, err
+	}
+	h.fileBytes = spare.bytes
+	return l.beginSegment(name, spare, &h)
 }
 
 // nextHeader returns the header of the segment that continues the log.
@@ -177,7 +181,7 @@ func (l *Log) beginSegment(name string, spare *spareFile, h *segmentHeader) (*se
 
 // newSegmentFile returns a segment without frames, which has no path yet.
 func newSegmentFile(spare *spareFile, h *segmentHeader) *segmentFile {
-	s := &segmentFile{file: spare.file, header: *h, bytes: spare.bytes, tail: tail{end: h.length(), crc: h.salt}}
+	s := &segmentFile{file: spare.file, header: *h, bytes: spare.bytes, first: 1, tail: tail{end: h.length(), crc: h.salt}}
 	s.references.Store(1)
 	return s
 }

@@ -57,6 +57,8 @@ type tail struct {
 	end    int64
 	crc    uint32
 	length uint32
+	// frames counts the frames before end.
+	frames int
 	// torn says that behind end lies what is left of a write that was never synced.
 	torn bool
 }
@@ -88,7 +90,7 @@ func scan(w *window, h *segmentHeader, end int64, visit func(offset int64, f *fr
 		if err := visit(t.end, &f); err != nil {
 			return t, err
 		}
-		t = tail{end: t.end + f.length(), crc: f.crc, length: uint32(f.length())}
+		t = tail{end: t.end + f.length(), crc: f.crc, length: uint32(f.length()), frames: t.frames + 1}
 	}
 	if end >= 0 && t.end != end {
 		return t, &CorruptError{File: w.path, Offset: t.end,
