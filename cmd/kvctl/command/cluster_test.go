@@ -1,0 +1,208 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/logmirror/logmirror/playground"
+)
+
+// cluster is a playground of one region that the commands of a test are run against.
+type cluster struct {
+	t       *testing.T
+	dataDir string
+	address string
+	stop    func()
+}
+
+func startCluster(t *testing.T, dataDir string) *cluster {
+	t.Helper()
+	running, err := playground.Start(playground.Config{Regions: []string{"us"}, DataDir: dataDir, Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := false
+	c := &cluster{t: t, dataDir: dataDir, stop: func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := running.Stop(ctx); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	}}
+	t.Cleanup(c.stop)
+	select {
+	case <-running.Ready():
+	case <-running.Done():
+		t.Fatal(running.Err())
+	case <-time.After(30 * time.Second):
+		t.Fatal("the cluster does not get ready")
+	}
+	c.address = running.Info().Regions[0].Frontend
+	return c
+}
+
+// run runs one command and checks its exit code.
+func (c *cluster) run(code int, in string, arguments ...string) (out string) {
+	c.t.Helper()
+	var stdout, stderr bytes.Buffer
+	got := Main(append([]string{"--endpoints", c.address}, arguments...), strings.NewReader(in), &stdout, &stderr)
+	if got != code {
+		c.t.Fatalf("kvctl %s: exit code %d, want %d\n%s%s", strings.Join(arguments, " "), got, code, stdout.String(), stderr.String())
+	}
+	return stdout.String() + stderr.String()
+}
+
+func (c *cluster) want(part string, code int, in string, arguments ...string) {
+	c.t.Helper()
+	if out := c.run(code, in, arguments...); !strings.Contains(out, part) {
+		c.t.Errorf("kvctl %s printed %q; want it to hold %q", strings.Join(arguments, " "), out, part)
+	}
+}
+
+func TestCommands(t *testing.T) {
+	c := startCluster(t, t.TempDir())
+	c.want("OK, revision 2", exitOK, "", "put", "greeting", "hello")
+	c.want("hello\n", exitOK, "", "get", "greeting")
+	c.want("was: hello", exitOK, "from standard input", "put", "greeting", "--prev")
+	c.want("from standard input", exitOK, "", "--consistency", "serializable", "get", "greeting")
+	c.want("hello", exitOK, "", "get", "greeting", "--rev", "2")
+	c.want("no key nothing", exitNotFound, "", "get", "nothing")
+
+	c.want("swapped, revision 4", exitOK, "", "cas", "lock", "--expect-absent", "--put", "a")
+	c.want("not swapped: it is a, revision 4", exitNotHeld, "", "cas", "lock", "--expect-value", "b", "--put", "c")
+	c.want("swapped, revision 5", exitOK, "", "cas", "lock", "--expect-revision", "4", "--delete")
+	c.want("no such key", exitNotHeld, "", "cas", "lock", "--expect-revision", "4", "--delete")
+
+	c.want("then, revision 6", exitOK, "if version(lock) = 0\nthen put lock me\nelse get lock\n", "txn")
+	c.want("lock\tme", exitNotHeld, "if version(lock) = 0\nthen put lock me\nelse get lock\n", "txn")
+
+	c.want("greeting\tfrom standard input\nlock\tme\n", exitOK, "", "list")
+	c.want("lock\n", exitOK, "", "list", "lo", "--keys-only")
+	c.want("2\tput\tgreeting\thello\n3\tput\tgreeting\tfrom standard input\n4\tput\tlock\ta\n5\tdelete\tlock\n", exitOK, "",
+		"watch", "", "--prefix", "--rev", "1", "--count", "4")
+	c.want("1 deleted", exitOK, "", "del", "lock")
+	c.want("0 deleted", exitNotFound, "", "del", "lock")
+
+	var granted struct{ ID string }
+	if err := json.Unmarshal([]byte(c.run(exitOK, "", "-o", "json", "lease", "grant", "60")), &granted); err != nil {
+		t.Fatal(err)
+	}
+	c.run(exitOK, "", "put", "session", "me", "--lease", granted.ID)
+	c.want("renewed, 60 s", exitOK, "", "lease", "keep-alive", granted.ID, "--once")
+	c.want("session", exitOK, "", "lease", "ttl", granted.ID, "--keys")
+	c.want("1 keys\tfrontend-us in us", exitOK, "", "lease", "list")
+	c.want("revoked", exitOK, "", "lease", "revoke", granted.ID)
+	c.want("no key session", exitNotFound, "", "get", "session")
+	c.want("no lease", exitNotFound, "", "lease", "keep-alive", granted.ID, "--once")
+	c.want("leader log-us", exitOK, "", "status")
+	c.want("leads the log", exitOK, "", "log", "transfer", "log-us")
+}
+
+func TestWrongCommandLines(t *testing.T) {
+	c := startCluster(t, t.TempDir())
+	c.want("key must", exitUsage, "", "put", "", "x")
+	c.want("not reached", exitUsage, "", "get", "x", "--rev", "99")
+	c.want("--output", exitUsage, "", "-o", "xml", "get", "x")
+	c.want("--consistency", exitUsage, "", "--consistency", "eventual", "get", "x")
+	c.want("usage: kvctl get KEY", exitUsage, "", "get")
+	c.want("unknown command", exitUsage, "", "frobnicate")
+	c.want("unknown flag", exitUsage, "", "get", "x", "--frobnicate")
+	c.want("--region mars", exitUsage, "", "--region", "mars", "get", "x")
+	c.want("hexadecimal", exitUsage, "", "lease", "revoke", "zz")
+	c.want("there are: log-us", exitUsage, "", "log", "transfer", "log-mars")
+	c.want("say what is expected", exitUsage, "", "cas", "x", "--put", "y")
+	c.want("lease not found", exitNotFound, "", "put", "x", "y", "--lease", "7")
+	away := &cluster{t: t, address: "127.0.0.1:1"}
+	away.want("make run", exitUnavailable, "", "get", "x", "--timeout", "5s")
+}
+
+func TestImportResumes(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	c := startCluster(t, t.TempDir())
+	path := filepath.Join(t.TempDir(), "keys.jsonl")
+	var lines strings.Builder
+	for i := range 300 {
+		fmt.Fprintf(&lines, "{\"key\":\"k/%03d\",\"value\":\"v%d\"}\n", i, i)
+	}
+	// The last line is refused: all before it are in, and a second run does not put them again.
+	lines.WriteString("{\"value\":\"no key\"}\n")
+	if err := os.WriteFile(path, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.want("line 301: no key", exitUsage, "", "import", path)
+	if n := strings.Count(c.run(exitOK, "", "list", "k/", "--keys-only"), "\n"); n != 256 {
+		t.Fatalf("%d keys are in after the refused line; want the 256 of whole groups before it", n)
+	}
+	fixed := strings.Replace(lines.String(), "{\"value\":\"no key\"}", "{\"key\":\"k/end\",\"value_base64\":\"/w==\"}", 1)
+	if err := os.WriteFile(path, []byte(fixed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.want("301 keys imported", exitOK, "", "import", path) // a changed file is another source
+	c.want("\"\\xff\"", exitOK, "", "list", "k/end")
+
+	tree := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(tree, "a", "b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"top": "1", "a/x": "2", "a/b/y": "3"} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.want("3 keys imported", exitOK, "", "import", tree, "--prefix", "tree/")
+	c.want("tree/a/b/y\t3\ntree/a/x\t2\ntree/top\t1\n", exitOK, "", "list", "tree/")
+}
+
+func TestImportGoesOnAfterAnInterruption(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	c := startCluster(t, t.TempDir())
+	path := filepath.Join(t.TempDir(), "keys.jsonl")
+	if err := os.WriteFile(path, []byte(strings.Repeat("{\"key\":\"same\",\"value\":\"x\"}\n", 100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var status struct {
+		Header struct {
+			ClusterID string `json:"cluster_id"`
+		} `json:"header"`
+	}
+	if err := json.Unmarshal([]byte(c.run(exitOK, "", "-o", "json", "status")), &status); err != nil {
+		t.Fatal(err)
+	}
+	var id uint64
+	if _, err := fmt.Sscan(status.Header.ClusterID, &id); err != nil {
+		t.Fatal(err)
+	}
+	progress, err := openProgress(path, "", id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := progress.advance(90); err != nil { // as a run leaves it that was interrupted there
+		t.Fatal(err)
+	}
+	c.want("10 keys imported", exitOK, "", "import", path)
+	if _, err := os.Stat(progress.path); !os.IsNotExist(err) {
+		t.Errorf("the record of a finished import is still there: %v", err)
+	}
+}
+
+func TestOfflineLog(t *testing.T) {
+	c := startCluster(t, t.TempDir())
+	c.run(exitOK, "", "put", "greeting", "hello")
+	directory := filepath.Join(c.dataDir, "log", "log-us", "log")
+	c.run(exitFailed, "", "log", "verify", directory) // in use
+	c.stop()
+	c.want("entries 1 to", exitOK, "", "log", "verify", directory)
+	c.want("GENESIS", exitOK, "", "log", "dump", directory)
+	c.want("OPEN_SESSION", exitOK, "", "log", "dump", directory)
+}
