@@ -24,6 +24,13 @@ var roundTrips = map[wan.Pair]time.Duration{
 	{A: "us", B: "eu"}: 80 * time.Millisecond,
 	{A: "us", B: "ap"}: 150 * time.Millisecond,
 	{A: "eu", B: "ap"}: 100 * time.Millisecond,
+	{A: "us", B: "sa"}: 120 * time.Millisecond,
+	{A: "eu", B: "sa"}: 190 * time.Millisecond,
+	{A: "ap", B: "sa"}: 260 * time.Millisecond,
+	{A: "us", B: "af"}: 220 * time.Millisecond,
+	{A: "eu", B: "af"}: 140 * time.Millisecond,
+	{A: "ap", B: "af"}: 240 * time.Millisecond,
+	{A: "sa", B: "af"}: 300 * time.Millisecond,
 }
 
 // testCluster is a log with one member per region, in virtual time.

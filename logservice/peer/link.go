@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -178,9 +177,8 @@ func (l *link) stream(ctx context.Context) error {
 	}
 	hello := l.transport.config.Handler.Handshake()
 	hello.TargetId = l.id
-	if err := stream.Send(&logv1.SendRequest{Handshake: hello}); err != nil {
-		return streamError(stream, err)
-	}
+	// An error of Send is found again, with its reason, by Recv.
+	_ = stream.Send(&logv1.SendRequest{Handshake: hello})
 	response, err := stream.Recv()
 	if err != nil {
 		return err
@@ -229,23 +227,12 @@ func (l *link) sendQueue(ctx context.Context, stream logv1.PeerService_SendClien
 				continue
 			}
 			if err := stream.Send(&logv1.SendRequest{Frames: frames}); err != nil {
-				// Those on this message may have arrived: they are lost as any frame may be, and not given back.
-				return streamError(stream, err)
+				// Those in this message may have arrived: they are lost as any frame may be, and not given back. The
+				// reason is with the receiving side.
+				return <-ended
 			}
 		}
 	}
-}
-
-// streamError finds the reason behind the io.EOF that Send returns.
-func streamError(stream logv1.PeerService_SendClient, err error) error {
-	if errors.Is(err, io.EOF) {
-		for err == nil || errors.Is(err, io.EOF) {
-			if _, err = stream.Recv(); errors.Is(err, io.EOF) {
-				return err
-			}
-		}
-	}
-	return err
 }
 
 func (l *link) connect() {
