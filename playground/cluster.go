@@ -342,13 +342,14 @@ func (c *Cluster) Info() Info {
 	return info
 }
 
-// Stop ends the cluster in order: frontends first, then log members. When ctx ends before that is done, it kills what
-// is left and returns the context's error. It is called once.
+// Stop ends the cluster: frontends in order, then the log members, which have nobody to hand leadership to and nothing
+// that is not on disk. When ctx ends before that is done, it cuts all connections, waits for the rest and returns the
+// context's error. It is called once.
 func (c *Cluster) Stop(ctx context.Context) error {
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		c.shut((*logservice.Server).Stop, (*frontend.Server).Stop)
+		c.shut((*logservice.Server).Kill, (*frontend.Server).Stop)
 	}()
 	select {
 	case <-finished:

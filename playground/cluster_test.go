@@ -68,6 +68,27 @@ func get(t *testing.T, address, key string) string {
 	return string(response.GetKeyValue().GetValue())
 }
 
+// holdWatch opens a watch that stays until the cluster ends: no client may hold up the end.
+func holdWatch(t *testing.T, address string) {
+	t.Helper()
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	stream, err := kvv1.NewWatchServiceClient(connection).Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := &kvv1.WatchRequest_Create_{Create: &kvv1.WatchRequest_Create{Key: []byte("key")}}
+	if err := stream.Send(&kvv1.WatchRequest{Request: request}); err != nil {
+		t.Fatal(err)
+	}
+	if response, err := stream.Recv(); err != nil || !response.GetCreated() {
+		t.Fatalf("watch: %v, %v", response, err)
+	}
+}
+
 func stop(t *testing.T, c *Cluster) {
 	t.Helper()
 	start := time.Now()
@@ -138,6 +159,7 @@ func TestParts(t *testing.T) {
 	})
 	defer stop(t, c)
 	regions := c.Info().Regions
+	holdWatch(t, regions[0].Frontend)
 	leader, ok := c.Leader()
 	if !ok {
 		t.Fatal("a cluster that serves has no leader")
@@ -161,6 +183,15 @@ func TestParts(t *testing.T) {
 		}
 	}
 	for i, region := range regions {
+		ready, err := c.RegionReady(region.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-ready:
+		case <-time.After(patience):
+			t.Fatalf("%s does not serve", region.Name)
+		}
 		if revision := put(t, region.Frontend, "key", region.Name); revision != int64(i)+2 {
 			t.Errorf("put in %s made revision %d", region.Name, revision)
 		}

@@ -54,6 +54,19 @@ func (c *Cluster) RestartFrontend(region string) error {
 	return p.begin()
 }
 
+// RegionReady returns a channel that is closed when the region's frontend, as it runs now, serves.
+func (c *Cluster) RegionReady(region string) (<-chan struct{}, error) {
+	p, err := find(c.frontends, "frontend-"+region)
+	if err != nil {
+		return nil, err
+	}
+	server, ok := p.current()
+	if !ok {
+		return nil, fmt.Errorf("%s %w", p.name, errNotRunning)
+	}
+	return server.Ready(), nil
+}
+
 // StopRegion ends all parts of a region in order.
 func (c *Cluster) StopRegion(region string) error {
 	return c.eachOf(region,

@@ -38,9 +38,10 @@ type virtual struct {
 }
 
 type region struct {
-	name string
-	kv   kvv1.KvServiceClient
-	etcd *clientv3.Client
+	name  string
+	kv    kvv1.KvServiceClient
+	watch kvv1.WatchServiceClient
+	etcd  *clientv3.Client
 }
 
 // bubble runs a test against a cluster of us, eu and ap, led from us, that has settled.
@@ -106,7 +107,10 @@ func (c *virtual) connect(name, address string) *region {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return &region{name: name, kv: kvv1.NewKvServiceClient(connection), etcd: etcd}
+	return &region{
+		name: name, etcd: etcd,
+		kv: kvv1.NewKvServiceClient(connection), watch: kvv1.NewWatchServiceClient(connection),
+	}
 }
 
 // settle waits until us leads and every frontend has found its nearest member, and warms every connection.

@@ -58,6 +58,8 @@ func (l *load) end() {
 }
 
 func (r *regionLoad) write(ctx context.Context, writer int) {
+	pause := time.NewTicker(10 * time.Millisecond) // after an error, so that clients leave the machine to the servers
+	defer pause.Stop()
 	for n := 0; ctx.Err() == nil; n++ {
 		key := fmt.Sprintf("load/%s/%d/%06d", r.region, writer, n)
 		r.attempted.Add(1)
@@ -72,6 +74,12 @@ func (r *regionLoad) write(ctx context.Context, writer int) {
 			r.errors[err.Error()]++
 		}
 		r.mu.Unlock()
+		if err != nil {
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+			}
+		}
 	}
 }
 
