@@ -42,7 +42,7 @@ type Client struct {
 	// clusterID and epoch are zero until known; then they stay.
 	clusterID, epoch uint64
 	membership       *logv1.Membership
-	// unreachableSince is when the last member that could be used was lost; zero while one can be.
+	// unreachableSince is when the last member that answered was lost; zero while one answers.
 	unreachableSince time.Time
 	closed           bool
 }
@@ -142,7 +142,7 @@ func (c *Client) Identity() (clusterID, epoch uint64) {
 	return c.clusterID, c.epoch
 }
 
-// Unreachable tells since when no member can be used; false if one can.
+// Unreachable tells since when no member answers; false if one does.
 func (c *Client) Unreachable() (since time.Time, unreachable bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,8 +181,10 @@ func (c *Client) checkHandshake(h *logv1.Handshake) error {
 	if c.epoch != 0 && h.GetEpoch() != 0 && h.GetEpoch() != c.epoch {
 		return fmt.Errorf("%w: member %q is of epoch %d, wanted %d", ErrOtherLog, h.GetName(), h.GetEpoch(), c.epoch)
 	}
-	if c.clusterID == 0 {
+	if c.clusterID == 0 && h.GetClusterId() != 0 {
 		c.clusterID = h.GetClusterId()
+		// A member list that was learned before can be saved now.
+		c.saveSoon()
 	}
 	if c.epoch == 0 {
 		c.epoch = h.GetEpoch()
@@ -244,10 +246,9 @@ func (c *Client) update(step func(t *tracker, now time.Time)) {
 	c.mu.Lock()
 	now := time.Now()
 	step(c.tracker, now)
-	_, wait := c.tracker.usable(now)
-	usable := c.tracker.current != "" && wait == 0
+	c.tracker.choose(now)
 	switch {
-	case usable:
+	case c.tracker.anyReachable():
 		c.unreachableSince = time.Time{}
 	case c.unreachableSince.IsZero():
 		c.unreachableSince = now
@@ -261,6 +262,13 @@ func (c *Client) update(step func(t *tracker, now time.Time)) {
 	c.changed = make(chan struct{})
 	c.mu.Unlock()
 	c.probeSoon()
+}
+
+func (c *Client) saveSoon() {
+	select {
+	case c.membersChanged <- struct{}{}:
+	default:
+	}
 }
 
 func (c *Client) probeSoon() {

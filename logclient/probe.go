@@ -92,12 +92,8 @@ func (c *Client) learn(membership *logv1.Membership) {
 			c.membership = membership
 		}
 	})
-	if !changed {
-		return
-	}
-	select {
-	case c.membersChanged <- struct{}{}:
-	default:
+	if changed {
+		c.saveSoon()
 	}
 }
 

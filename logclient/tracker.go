@@ -334,6 +334,11 @@ func (t *tracker) best(now time.Time, except ...string) *member {
 	return best
 }
 
+// anyReachable tells whether a member answers.
+func (t *tracker) anyReachable() bool {
+	return slices.ContainsFunc(t.members, func(m *member) bool { return m.refused == nil && m.reachable() })
+}
+
 // usable returns the current member if a stream to it may be tried now. Otherwise wait tells how long to pause before
 // asking again; it is zero where only a probe's answer can help.
 func (t *tracker) usable(now time.Time) (m *member, wait time.Duration) {

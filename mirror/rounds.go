@@ -1,6 +1,11 @@
 package mirror
 
-import "time"
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
 
 // roundsCore decides when a read round is made and who shares it. It is passive.
 //
@@ -72,3 +77,157 @@ func (r *roundsCore) leave(reader *reader) bool {
 }
 
 func (r *roundsCore) ended() { r.underWay-- }
+
+// rounds is the shell around roundsCore: it makes the rounds, answers the readers, and keeps the age.
+type rounds struct {
+	mirror *Mirror
+	// poke wakes the goroutine that starts rounds; one waiting signal is enough.
+	poke chan struct{}
+
+	mu     sync.Mutex
+	core   roundsCore
+	failed bool
+	// answered are rounds whose index is not applied yet, in no order.
+	answered []answeredRound
+	// freshest is the latest start of a round whose index is applied.
+	freshest time.Duration
+	known    bool
+}
+
+type answeredRound struct {
+	index uint64
+	began time.Duration
+}
+
+// answeredMax bounds the rounds that wait to be applied. Any subset of them gives an age that is not too low.
+const answeredMax = 256
+
+func newRounds(m *Mirror) *rounds {
+	return &rounds{mirror: m, poke: make(chan struct{}, 1), core: roundsCore{
+		max: m.config.ReadRounds, spacing: m.config.ReadRoundSpacing, idleAfter: m.config.AgeInterval,
+	}}
+}
+
+// join waits for the answer of a round that is asked from now on.
+func (r *rounds) join(ctx context.Context) (uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	one := &reader{done: make(chan roundAnswer, 1)}
+	r.mu.Lock()
+	if len(r.core.waiting) >= r.mirror.config.Waiters {
+		r.mu.Unlock()
+		return 0, fmt.Errorf("%w: %d calls wait for a read round", ErrOverloaded, r.mirror.config.Waiters)
+	}
+	r.core.join(one)
+	r.mu.Unlock()
+	r.wake()
+	select {
+	case answer := <-one.done:
+		return answer.index, answer.err
+	case <-ctx.Done():
+		r.mu.Lock()
+		r.core.leave(one)
+		r.mu.Unlock()
+		return 0, context.Cause(ctx)
+	case <-r.mirror.ctx.Done():
+		return 0, ErrStopped
+	}
+}
+
+func (r *rounds) wake() {
+	select {
+	case r.poke <- struct{}{}:
+	default:
+	}
+}
+
+// run starts rounds when they are due, and waits for those under way at the end.
+func (r *rounds) run() {
+	m := r.mirror
+	var underWay sync.WaitGroup
+	defer underWay.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-r.poke:
+		case <-timer.C:
+		}
+		for {
+			now := m.config.Clock()
+			r.mu.Lock()
+			readers, ok, wake := r.core.start(now)
+			timeout := m.config.ReadRoundTimeout
+			if r.failed {
+				// The last one found no answer: readers are told soon.
+				timeout = min(timeout, m.config.FailFastAfter)
+			}
+			r.mu.Unlock()
+			if !ok {
+				if wake != 0 {
+					timer.Reset(wake - now)
+				}
+				break
+			}
+			underWay.Go(func() { r.round(readers, now, timeout) })
+		}
+	}
+}
+
+// round makes one round and answers its readers.
+func (r *rounds) round(readers []*reader, began, timeout time.Duration) {
+	m := r.mirror
+	_, roundTrip, _ := m.client.Current()
+	ctx, cancel := context.WithTimeout(m.ctx, timeout+roundTrip)
+	answer, err := m.client.ReadRound(ctx)
+	cancel()
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	r.mu.Lock()
+	r.core.ended()
+	r.failed = err != nil
+	if err == nil {
+		if len(r.answered) >= answeredMax {
+			r.answered = r.answered[1:]
+		}
+		r.answered = append(r.answered, answeredRound{index: answer.Index, began: began})
+	}
+	r.mu.Unlock()
+	if err == nil {
+		r.applied(m.AppliedIndex())
+	}
+	for _, reader := range readers {
+		reader.done <- roundAnswer{index: answer.Index, err: err}
+	}
+	m.metrics.readersPerRound.Observe(float64(len(readers)))
+	r.wake()
+}
+
+// applied takes the answered rounds at or below index into the age.
+func (r *rounds) applied(index uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := r.answered[:0]
+	for _, a := range r.answered {
+		if a.index > index {
+			kept = append(kept, a)
+			continue
+		}
+		r.freshest = max(r.freshest, a.began)
+		if !r.known {
+			r.known = true
+			close(r.mirror.ready)
+		}
+	}
+	r.answered = kept
+}
+
+func (r *rounds) age() (time.Duration, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mirror.config.Clock() - r.freshest, r.known
+}

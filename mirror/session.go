@@ -4,10 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protowire"
-
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
-	"github.com/logmirror/logmirror/statemachine"
 )
 
 // sessionCore turns commands into the entries of one session after another, such that each command is applied at most
@@ -98,29 +95,6 @@ const (
 	phaseOpen
 )
 
-// proposal is one command on its way. The core owns all fields but done, which is the shell's.
-type proposal struct {
-	// encoded is the command as an element of an encoded CommandBatch, tag and length included.
-	encoded    []byte
-	waitForLog bool
-	queuedAt   time.Duration
-	state      proposalState
-	// next and previous link the queue.
-	next, previous *proposal
-
-	done chan proposalOutcome
-}
-
-type proposalState uint8
-
-const (
-	proposalQueued proposalState = iota
-	proposalHandedOver
-	// proposalLeft: handed over, and nobody waits for its outcome any more.
-	proposalLeft
-	proposalFinished
-)
-
 // batch is what is under one seq.
 type batch struct {
 	seq       uint64
@@ -131,91 +105,6 @@ type batch struct {
 	copies, skips int
 	// refused: the log will never take this payload.
 	refused error
-}
-
-// sessionEvent is one thing that happened. Which fields count depends on the kind.
-type sessionEvent struct {
-	kind     sessionEventKind
-	proposal *proposal
-	// number is an incarnation, a term or a session.
-	number      uint64
-	session     uint64
-	seq         uint64
-	sessionTime time.Duration
-	rejections  []*logv1.AppendRejection
-	results     []statemachine.Result
-	// reason is for people.
-	reason string
-	err    error
-}
-
-type sessionEventKind uint8
-
-const (
-	// eventTimer: the time that effects.wake named has come.
-	eventTimer sessionEventKind = iota
-	// eventCaughtUp: the mirror has applied all that was published when it looked; number is the last incarnation that
-	// is durable.
-	eventCaughtUp
-	// eventPersisted: the incarnation in number is durable.
-	eventPersisted
-	// eventUp, eventDown: as in logclient.AppendHandler.
-	eventUp
-	eventDown
-	eventRejected
-	// eventTerm: an entry of the term in number was seen.
-	eventTerm
-	// eventOpened: the Open of the incarnation in number was applied and made the session in session.
-	eventOpened
-	// eventOpenRefused: the Open of the incarnation in number was skipped. With err it never will be taken.
-	eventOpenRefused
-	// eventApplied: the batch (session, seq) was applied, with results.
-	eventApplied
-	// eventGap: the batch (session, seq) was skipped because an earlier one is missing.
-	eventGap
-	// eventEnded: the session in session has ended.
-	eventEnded
-	// eventPropose and eventLeave: a caller comes, and does not wait any longer.
-	eventPropose
-	eventLeave
-	// eventStop: err is given to all that wait.
-	eventStop
-)
-
-// sessionEffects is what is to be done after a step. Slices are valid until the next step.
-type sessionEffects struct {
-	// send is to be handed over, in order.
-	send []*logv1.Proposal
-	// persist, if not zero, is an incarnation that is to be made durable; eventPersisted tells when it is.
-	persist uint64
-	// finished are proposals that came to an end without being applied.
-	finished []finishedProposal
-	// applied are proposals that were applied, with their results.
-	applied []appliedProposal
-	// committed, if not zero, is how long the batch of applied took from its hand-over.
-	committed time.Duration
-	// wake, if not zero, is when eventTimer is to come at the latest.
-	wake time.Duration
-	// resent says why what is in flight was handed over again, for metrics; empty for nothing.
-	resent string
-	// fatal ends the mirror.
-	fatal error
-}
-
-type finishedProposal struct {
-	proposal *proposal
-	err      error
-}
-
-type appliedProposal struct {
-	proposal *proposal
-	result   statemachine.Result
-}
-
-// proposalOutcome is what a caller of Propose is given.
-type proposalOutcome struct {
-	result statemachine.Result
-	err    error
 }
 
 func newSessionCore(config sessionConfig, now time.Duration) *sessionCore {
@@ -657,7 +546,7 @@ func (s *sessionCore) failsFast() bool {
 // expire ends what does not want to wait for a log that is away: at once where it was not handed over, and after a
 // bound where it was.
 func (s *sessionCore) expire() {
-	if s.failsFast() {
+	if s.queue.hasty > 0 && s.failsFast() {
 		for p := s.queue.head; p != nil; {
 			next := p.next
 			if !p.waitForLog {
@@ -701,7 +590,7 @@ func (s *sessionCore) schedule() {
 			wake(s.sentAt + s.sessionTime/3)
 		}
 	}
-	if s.blocked && s.queue.head != nil {
+	if s.blocked && s.queue.hasty > 0 {
 		wake(s.blockedSince + s.config.failFastAfter)
 	}
 	if len(s.inFlight) > 0 {
@@ -719,74 +608,3 @@ func (s *sessionCore) holder() (session uint64, until time.Duration, ok bool) {
 	}
 	return s.session, s.heldFrom + s.sessionTime/10*9, true
 }
-
-// encodeInBatch returns a command as an element of an encoded CommandBatch, so that a batch is put together by
-// concatenation.
-func encodeInBatch(size int, appendCommand func([]byte) ([]byte, error)) ([]byte, error) {
-	encoded := make([]byte, 0, size+1+protowire.SizeVarint(uint64(size)))
-	encoded = protowire.AppendTag(encoded, 1, protowire.BytesType)
-	encoded = protowire.AppendVarint(encoded, uint64(size))
-	return appendCommand(encoded)
-}
-
-// proposalList is the queue: linked, so that a caller that leaves is taken out at once.
-type proposalList struct {
-	head, tail   *proposal
-	count, bytes int
-}
-
-func (l *proposalList) pushBack(p *proposal) {
-	p.previous, p.next = l.tail, nil
-	if l.tail == nil {
-		l.head = p
-	} else {
-		l.tail.next = p
-	}
-	l.tail = p
-	l.count++
-	l.bytes += len(p.encoded)
-}
-
-func (l *proposalList) pushFront(p *proposal) {
-	p.previous, p.next = nil, l.head
-	if l.head == nil {
-		l.tail = p
-	} else {
-		l.head.previous = p
-	}
-	l.head = p
-	l.count++
-	l.bytes += len(p.encoded)
-}
-
-func (l *proposalList) remove(p *proposal) {
-	if p.previous == nil {
-		l.head = p.next
-	} else {
-		p.previous.next = p.next
-	}
-	if p.next == nil {
-		l.tail = p.previous
-	} else {
-		p.next.previous = p.previous
-	}
-	p.previous, p.next = nil, nil
-	l.count--
-	l.bytes -= len(p.encoded)
-}
-
-// roundTripEstimate follows how long a batch takes from hand-over to apply, as TCP follows its round trips.
-type roundTripEstimate struct {
-	mean, deviation time.Duration
-}
-
-func (e *roundTripEstimate) sample(d time.Duration) {
-	if e.mean == 0 {
-		e.mean, e.deviation = d, d/2
-		return
-	}
-	e.deviation += ((e.mean - d).Abs() - e.deviation) / 4
-	e.mean += (d - e.mean) / 8
-}
-
-func (e *roundTripEstimate) timeout() time.Duration { return 2*e.mean + 4*e.deviation }

@@ -1,6 +1,10 @@
 package mirror
 
-import "time"
+import (
+	"math/rand/v2"
+	"sync"
+	"time"
+)
 
 // ticker decides when to propose an entry that carries nothing but log time: when something is due in log time and no
 // entry comes by itself. It is passive.
@@ -38,4 +42,58 @@ func (t *ticker) next(now time.Duration) (propose bool, wake time.Duration) {
 	// It may be lost: propose another one later if no entry comes.
 	t.tickAt = now + t.advanceMax/2 + t.spread()
 	return true, t.tickAt
+}
+
+// ticks is the shell around ticker.
+type ticks struct {
+	mirror *Mirror
+	mu     sync.Mutex
+	core   ticker
+	timer  *time.Timer
+	ended  bool
+}
+
+// logTimeAdvanceMax is how far log time advances at most from one entry to the next: part of the log's contract.
+const logTimeAdvanceMax = 5 * time.Second
+
+func newTicks(m *Mirror) *ticks {
+	t := &ticks{mirror: m}
+	t.core = ticker{advanceMax: logTimeAdvanceMax, spread: func() time.Duration {
+		return time.Duration(rand.Int64N(int64(m.config.TickSpread) + 1))
+	}}
+	t.timer = time.AfterFunc(time.Hour, t.fire)
+	return t
+}
+
+// applied looks what is due next after the entry that was applied last, whose log time is stamp.
+func (t *ticks) applied(stamp int64) {
+	due, ok := t.mirror.machine.NextDue()
+	t.mu.Lock()
+	now := t.mirror.config.Clock()
+	t.core.applied(stamp, due, ok, now)
+	t.arm(now)
+	t.mu.Unlock()
+}
+
+func (t *ticks) arm(now time.Duration) {
+	propose, wake := t.core.next(now)
+	if propose {
+		t.mirror.session.tick()
+	}
+	if wake != 0 && !t.ended {
+		t.timer.Reset(wake - now)
+	}
+}
+
+func (t *ticks) fire() {
+	t.mu.Lock()
+	t.arm(t.mirror.config.Clock())
+	t.mu.Unlock()
+}
+
+func (t *ticks) stop() {
+	t.mu.Lock()
+	t.ended = true
+	t.timer.Stop()
+	t.mu.Unlock()
 }
