@@ -29,16 +29,23 @@ type readerCount struct {
 func (e *epochs) enter() *atomic.Int64 {
 	shard := rand.Uint32() & (readerShards - 1)
 	for {
-		epoch := e.current.Load()
-		counter := &e.readers[epoch%3][shard].n
-		counter.Add(1)
-		// Only a registration that the writer can see before it leaves this epoch counts. Otherwise the counter may
-		// already stand for another epoch, where the extra reader merely delays the writer until it is taken back.
-		if e.current.Load() == epoch {
+		if counter, ok := e.register(e.current.Load(), shard); ok {
 			return counter
 		}
-		counter.Add(-1)
 	}
+}
+
+// register registers a reader under the epoch that it has found to be the present one. It fails if that has changed: only a
+// registration that the writer can see before it leaves the epoch counts. The counter may already stand for another epoch,
+// where the reader merely delays the writer until it is taken back.
+func (e *epochs) register(epoch uint64, shard uint32) (*atomic.Int64, bool) {
+	counter := &e.readers[epoch%3][shard].n
+	counter.Add(1)
+	if e.current.Load() != epoch {
+		counter.Add(-1)
+		return nil, false
+	}
+	return counter, true
 }
 
 func leave(counter *atomic.Int64) { counter.Add(-1) }
