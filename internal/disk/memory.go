@@ -38,6 +38,7 @@ type Memory struct {
 	life    uint64
 	crashed bool
 
+	shortReads bool
 	operations uint64
 	crashAt    uint64
 	capacity   int64
@@ -46,7 +47,7 @@ type Memory struct {
 
 // inode is a file without its names.
 //
-// Invariant: durable with all of pending applied in order equals current.
+// Invariant: durable with all of pending applied in order equals current, until a sync of the file fails.
 type inode struct {
 	current, durable content
 	pending          []dataChange

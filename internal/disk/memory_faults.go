@@ -16,6 +16,13 @@ func (m *Memory) SetHook(hook func(Operation) error) {
 	m.hook = hook
 }
 
+// SetShortReads has every read stop short of its end, at a byte chosen by the seed, with io.ErrUnexpectedEOF.
+func (m *Memory) SetShortReads(short bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shortReads = short
+}
+
 // SetCapacity bounds the sum of the files' sizes in bytes; zero takes the bound away. What is there already stays.
 func (m *Memory) SetCapacity(bytes int64) {
 	m.mu.Lock()

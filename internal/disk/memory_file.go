@@ -122,6 +122,12 @@ func (f *memoryFile) ReadAt(p []byte, offset int64) (int, error) {
 		return 0, err
 	}
 	defer f.memory.mu.Unlock()
+	if f.memory.shortReads && len(p) > 0 {
+		p = p[:f.memory.random.IntN(len(p))]
+		n := max(0, min(int64(len(p)), f.node.current.size-offset))
+		f.node.current.read(p[:n], offset)
+		return int(n), io.ErrUnexpectedEOF
+	}
 	if offset < 0 {
 		return 0, fmt.Errorf("read %s: negative offset: %w", f.name, fs.ErrInvalid)
 	}
@@ -200,11 +206,17 @@ func (m *Memory) room() int64 {
 	return max(0, m.capacity-m.used)
 }
 
-// Datasync implements File.
+// Datasync implements File. Where the hook has it fail, what it should have made durable never will be, by no later sync
+// either, though reads go on to see it: systems drop what they could not write and take it for clean.
 func (f *memoryFile) Datasync() error {
 	op := Operation{Kind: OpSync, Name: f.name}
 	crashes, err := f.begin(op, true)
 	if err != nil {
+		f.memory.mu.Lock()
+		defer f.memory.mu.Unlock()
+		if f.life == f.memory.life {
+			f.node.pending = nil
+		}
 		return err
 	}
 	if !crashes {

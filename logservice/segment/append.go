@@ -228,11 +228,13 @@ func (l *Log) Trim(index uint64) error {
 func (l *Log) dropOldest(oldest *segmentFile) error {
 	next := l.base
 	if oldest.live() {
-		digest, err := l.Digest(oldest.last)
-		if err != nil {
-			return fmt.Errorf("segment: trim: %w", err)
+		if next = l.segments[1].header.base; next.index != oldest.last {
+			digest, err := l.Digest(oldest.last)
+			if err != nil {
+				return fmt.Errorf("segment: trim: %w", err)
+			}
+			next = base{index: oldest.last, term: l.term(oldest.last), digest: digest}
 		}
-		next = base{index: oldest.last, term: l.term(oldest.last), digest: digest}
 	}
 	l.mu.Lock()
 	l.segments = slices.Clone(l.segments[1:])

@@ -145,8 +145,9 @@ func (l *Log) evictIndexes() {
 		var oldest *segmentFile
 		for _, s := range l.segments[:max(0, len(l.segments)-1)] {
 			total += len(s.frames) * frameRefBytes
-			if s.hasFooter && len(s.frames) > 0 && s.used.Load() != l.uses.Load() &&
-				(oldest == nil || s.used.Load() < oldest.used.Load()) {
+			used := s.used.Load()
+			if s.hasFooter && len(s.frames) > 0 && (used == 0 || used != l.uses.Load()) &&
+				(oldest == nil || used < oldest.used.Load()) {
 				oldest = s
 			}
 		}

@@ -96,8 +96,19 @@ func scan(w *window, h *segmentHeader, end int64, visit func(offset int64, f *fr
 		return t, &CorruptError{File: w.path, Offset: t.end,
 			Reason: fmt.Sprintf("frames end here, the next segment says at %d", end)}
 	}
+	if end < 0 && w.size-t.end >= footerHeaderBytes {
+		b, err := w.bytes(t.end, footerHeaderBytes)
+		if err != nil {
+			return t, err
+		}
+		if binary.LittleEndian.Uint32(b) == footerMagic {
+			return t, &CorruptError{File: w.path, Offset: t.end, Reason: reasonNextMissing}
+		}
+	}
 	return t, nil
 }
+
+const reasonNextMissing = "the segment was sealed, but the one after it is missing"
 
 // readFrameAt reads and checks the frame at an offset.
 func readFrameAt(w *window, salt uint32, offset, limit int64) (f frame, reason string, err error) {
@@ -158,7 +169,7 @@ func judgeHeader(w *window, offset, lastUsed int64, damaged func(string) error) 
 		return false, err
 	}
 	if binary.LittleEndian.Uint32(b) == footerMagic {
-		return false, damaged("the segment was sealed, the one after it is missing")
+		return false, damaged(reasonNextMissing)
 	}
 	if lastUsed < offset+frameHeaderBytes {
 		return true, nil
