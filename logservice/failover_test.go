@@ -193,10 +193,7 @@ func TestKillAllAndRestart(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		cancel()
-		last := uint64(0)
-		for index := range c.agreed {
-			last = max(last, index)
-		}
+		last := c.highestSeen()
 		for _, region := range c.regions {
 			// tail compares each entry with what was seen before.
 			limit, stop := context.WithTimeout(t.Context(), 5*time.Second)

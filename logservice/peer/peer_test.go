@@ -107,9 +107,11 @@ func bubble(t *testing.T, config Config, test func(t *testing.T, p *peers)) {
 	})
 }
 
-func (p *peers) start(id uint64) *node {
+func (p *peers) start(id uint64) *node { return p.startChecking(id, nil) }
+
+func (p *peers) startChecking(id uint64, check func(h *logv1.PeerHandshake) error) *node {
 	p.t.Helper()
-	n := &node{id: id, received: map[uint64][]*logv1.PeerFrame{}}
+	n := &node{id: id, check: check, received: map[uint64][]*logv1.PeerFrame{}}
 	config := p.config
 	config.ID, config.Handler, config.Dial = id, n, p.network.Region(regions[id]).Dial
 	n.Transport = New(config)
@@ -269,13 +271,12 @@ func TestRefusals(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		// eu comes back and will have nothing of us, in either direction.
 		refusal := errors.New("another log")
-		back := p.start(eu)
-		back.check = func(h *logv1.PeerHandshake) error {
+		back := p.startChecking(eu, func(h *logv1.PeerHandshake) error {
 			if h.GetMemberId() == us {
 				return refusal
 			}
 			return nil
-		}
+		})
 		time.Sleep(5 * time.Second)
 		p.nodes[us].mu.Lock()
 		err := p.nodes[us].refused
