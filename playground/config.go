@@ -158,7 +158,8 @@ func ParseRegions(text string) ([]string, error) {
 }
 
 // ParseRoundTrips reads round trips between the given regions, as us-eu=80ms,us-ap=150ms. Pairs that it does not name
-// take their default, which is none for regions that are not among DefaultRegions.
+// take their default, which is none for regions that are not among DefaultRegions. A pair of DefaultRegions that the
+// cluster lacks is passed over, so that what is said of all of them also serves a cluster of some.
 func ParseRoundTrips(text string, regions []string) (map[wan.Pair]time.Duration, error) {
 	roundTrips := make(map[wan.Pair]time.Duration)
 	for pair, roundTrip := range DefaultRoundTrips() {
@@ -177,15 +178,19 @@ func ParseRoundTrips(text string, regions []string) (map[wan.Pair]time.Duration,
 			return nil, fmt.Errorf("round trip %q: want REGION-REGION=DURATION, such as us-eu=80ms", item)
 		}
 		pair, err := parsePair(names, regions)
-		if err != nil {
+		if _, defaultErr := parsePair(names, DefaultRegions()); err != nil && defaultErr != nil {
 			return nil, fmt.Errorf("round trip %q: %w", item, err)
 		}
+		lacking := err != nil
 		roundTrip, err := time.ParseDuration(value)
 		if err != nil {
 			return nil, fmt.Errorf("round trip %q: %q is no duration, such as 80ms", item, value)
 		}
 		if roundTrip < 0 || roundTrip > RoundTripMax {
 			return nil, fmt.Errorf("round trip %q must be between 0 and %v", item, RoundTripMax)
+		}
+		if lacking {
+			continue
 		}
 		if named[pair] {
 			return nil, fmt.Errorf("round trip %q: the pair is named twice", item)

@@ -28,6 +28,8 @@ func TestParseRoundTrips(t *testing.T) {
 		{text: "us-east-us-west=9ms", regions: "us-east,us-west", want: map[wan.Pair]time.Duration{
 			{A: "us-east", B: "us-west"}: 9 * ms,
 		}},
+		{text: "us-eu=7ms,ap-us=150ms", regions: "us,eu", want: map[wan.Pair]time.Duration{{A: "eu", B: "us"}: 7 * ms}},
+		{text: "us-ap=x", regions: "us,eu", err: `"x" is no duration`},
 		{text: "a-b-c=1ms", regions: "a,b-c,a-b,c", err: "more than one pair"},
 		{text: "us-eu", regions: "us,eu", err: "want REGION-REGION=DURATION"},
 		{text: "us-mars=1ms", regions: "us,eu", err: "no pair of two of the regions us,eu"},
