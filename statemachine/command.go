@@ -23,6 +23,8 @@ type Result struct {
 	// LeaseID and LeaseTTLSeconds are set for the lease commands. The TTL is what was granted.
 	LeaseID         int64
 	LeaseTTLSeconds int64
+	// ID is set for a successful command about ids.
+	ID *IDResult
 	// Replayed: the request id was known; this is the first outcome again.
 	Replayed bool
 	// Truncated: a replayed outcome whose key-values were too large to be remembered. Whether it succeeded, counts
@@ -119,6 +121,14 @@ func (m *Machine) executeCommand(e *entry, c *command, wanted bool) (Result, err
 		err, fatal = m.executeRaiseApplyVersion(c.message.(*commandv1.RaiseApplyVersion))
 	case fieldCommandAlarm:
 		err = m.executeAlarm(e, c.message.(*commandv1.SetAlarm))
+	case fieldCommandIDNodeGrant:
+		result.ID, err = m.executeIDNodeGrant(e, c.message.(*commandv1.IdNodeGrant))
+	case fieldCommandIDNodeExtend:
+		result.ID, err = m.executeIDNodeExtend(e, c.message.(*commandv1.IdNodeExtend))
+	case fieldCommandIDSegment:
+		result.ID, err = m.executeIDSegmentGrant(c.message.(*commandv1.IdSegmentGrant))
+	case fieldCommandIDSequence:
+		result.ID, err = m.executeIDSequenceNext(c.message.(*commandv1.IdSequenceNext))
 	default:
 		err = ErrInvalidCommand
 	}

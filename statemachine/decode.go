@@ -27,6 +27,10 @@ const (
 	fieldCommandRegionState   protowire.Number = 12
 	fieldCommandApplyVersion  protowire.Number = 13
 	fieldCommandAlarm         protowire.Number = 14
+	fieldCommandIDNodeGrant   protowire.Number = 15
+	fieldCommandIDNodeExtend  protowire.Number = 16
+	fieldCommandIDSegment     protowire.Number = 17
+	fieldCommandIDSequence    protowire.Number = 18
 )
 
 // command is one decoded command. A Put, the command that there are most of, is decoded in place; the others are the
@@ -106,7 +110,7 @@ func (c *command) decode(b []byte) error {
 				return fmt.Errorf("%w: command", ErrMalformed)
 			}
 			c.reportApplied, b = v != 0, b[m:]
-		case field >= fieldCommandPut && field <= fieldCommandAlarm && kind == protowire.BytesType:
+		case field >= fieldCommandPut && field <= fieldCommandIDSequence && kind == protowire.BytesType:
 			raw, m := protowire.ConsumeBytes(b)
 			if m < 0 {
 				return fmt.Errorf("%w: command", ErrMalformed)
@@ -150,6 +154,14 @@ func (c *command) decodeOperation() error {
 		c.message = new(commandv1.RaiseApplyVersion)
 	case fieldCommandAlarm:
 		c.message = new(commandv1.SetAlarm)
+	case fieldCommandIDNodeGrant:
+		c.message = new(commandv1.IdNodeGrant)
+	case fieldCommandIDNodeExtend:
+		c.message = new(commandv1.IdNodeExtend)
+	case fieldCommandIDSegment:
+		c.message = new(commandv1.IdSegmentGrant)
+	case fieldCommandIDSequence:
+		c.message = new(commandv1.IdSequenceNext)
 	}
 	if err := proto.Unmarshal(c.raw, c.message); err != nil {
 		return fmt.Errorf("%w: operation %d: %v", ErrMalformed, c.operation, err)

@@ -30,6 +30,7 @@ func dump(m *Machine) string {
 	for _, info := range m.leases.All() {
 		fmt.Fprintf(&b, "lease %+v keys %q\n", info, m.leases.Keys(info.ID))
 	}
+	b.WriteString(formatIDs(m))
 	fmt.Fprintf(&b, "horizon %d\n", m.requests.horizon)
 	for _, r := range m.requests.queue[m.requests.first:] {
 		fmt.Fprintf(&b, "request %q hash %x index %d time %d: %s\n", r.id, r.hash, r.index, r.logTime, formatResult(r.replay()))
@@ -121,6 +122,8 @@ func formatResult(r Result) string {
 		parts = append(parts, formatDelete(r.Delete))
 	case r.Txn != nil:
 		parts = append(parts, formatTxn(r.Txn))
+	case r.ID != nil:
+		parts = append(parts, fmt.Sprintf("id %+v", *r.ID))
 	case r.Err == nil && r.LeaseID != 0:
 		parts = append(parts, fmt.Sprintf("lease %d ttl=%d", r.LeaseID, r.LeaseTTLSeconds))
 	case r.Err == nil:
@@ -133,6 +136,22 @@ func formatResult(r Result) string {
 		parts = append(parts, "truncated")
 	}
 	return fmt.Sprintf("%s @%d", strings.Join(parts, ", "), r.Revision)
+}
+
+func formatIDs(m *Machine) string {
+	var b strings.Builder
+	for _, kind := range []IDKind{IDSnowflake, IDRaindrop} {
+		for _, node := range m.IDNodes(kind) {
+			fmt.Fprintf(&b, "%s node %d until %d holder %d\n", kind, node.Number, node.Until, node.Holder)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.ids.ranges)) {
+		fmt.Fprintf(&b, "range %q next %d max %d\n", name, m.ids.ranges[name].next, m.ids.ranges[name].max)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.ids.sequences)) {
+		fmt.Fprintf(&b, "sequence %q last %d\n", name, m.ids.sequences[name])
+	}
+	return b.String()
 }
 
 // verify checks what must hold after every entry, whatever the test is about.

@@ -118,7 +118,19 @@ var outcomeErrors = [...]error{
 	18: ErrTooManyRegions,
 	19: ErrApplyVersion,
 	20: errRefused,
+	21: ErrIDNodesUsedUp,
+	22: ErrIDNodeNotHeld,
+	23: ErrIDTime,
+	24: ErrIDRangeUsedUp,
+	25: ErrIDRangeMaximum,
+	26: ErrIDSequenceUsedUp,
+	27: ErrIDNames,
+	28: ErrIDName,
+	29: ErrIDCount,
 }
+
+// codeRefused is the code of errRefused.
+const codeRefused errorCode = 20
 
 // errRefused stands for a refusal whose reason was not remembered.
 var errRefused = errors.New("refused")
@@ -134,7 +146,7 @@ func encodeError(err error) errorCode {
 	}
 	// Every error that a command can be refused with is in the list: see TestEveryErrorHasACode. Were one forgotten, all
 	// mirrors would still agree on this.
-	return errorCode(len(outcomeErrors) - 1)
+	return codeRefused
 }
 
 func (c errorCode) err() error {

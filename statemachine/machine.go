@@ -53,6 +53,7 @@ type Machine struct {
 	requests     requestTable
 	regions      map[string]RegionState
 	noSpace      bool
+	ids          idTables
 	retention    retentionSamples
 
 	// Scratch of the apply goroutine.
@@ -78,6 +79,7 @@ func New(o Options) *Machine {
 		leases:           lease.NewTable(),
 		requests:         newRequestTable(),
 		regions:          make(map[string]RegionState),
+		ids:              newIDTables(),
 	}
 	m.space.Publish(0, m.revision)
 	return m

@@ -99,7 +99,7 @@ func (g *randomLog) command() *commandv1.Command {
 	if g.r.IntN(4) == 0 {
 		c.RequestId = fmt.Sprintf("%d-%d", max(g.index, 20)-g.r.Uint64N(20), g.r.IntN(5))
 	}
-	switch g.r.IntN(24) {
+	switch g.r.IntN(28) {
 	case 0, 1:
 		c.Operation = &commandv1.Command_LeaseGrant{LeaseGrant: &commandv1.LeaseGrant{Id: g.lease(), TtlSeconds: g.r.Int64N(12)}}
 	case 2:
@@ -141,6 +141,22 @@ func (g *randomLog) command() *commandv1.Command {
 				{Operation: &commandv1.TxnOperation_DeleteRange{DeleteRange: &commandv1.DeleteRange{Key: g.key()}}},
 				{Operation: &commandv1.TxnOperation_Put{Put: g.put()}},
 			},
+		}}
+	case 24:
+		c.Operation = &commandv1.Command_IdNodeGrant{IdNodeGrant: &commandv1.IdNodeGrant{
+			Kind: commandv1.IdKind(g.r.IntN(3)), Until: g.r.Int64N(200),
+		}}
+	case 25:
+		c.Operation = &commandv1.Command_IdNodeExtend{IdNodeExtend: &commandv1.IdNodeExtend{
+			Kind: commandv1.IdKind(g.r.IntN(3)), Node: uint32(g.r.IntN(4)), From: g.r.Int64N(200), Until: g.r.Int64N(200),
+		}}
+	case 26:
+		c.Operation = &commandv1.Command_IdSegmentGrant{IdSegmentGrant: &commandv1.IdSegmentGrant{
+			Range: g.region(), Size: g.r.Int64N(8), Max: 30 * g.r.Int64N(2),
+		}}
+	case 27:
+		c.Operation = &commandv1.Command_IdSequenceNext{IdSequenceNext: &commandv1.IdSequenceNext{
+			Name: g.region(), Count: g.r.Int64N(8),
 		}}
 	default:
 		c.Operation = &commandv1.Command_Put{Put: g.put()}

@@ -36,6 +36,7 @@ type outcome struct {
 	revision        int64
 	leaseID         int64
 	leaseTTLSeconds int64
+	id              *IDResult
 	txn             *TxnResult
 	put             *PutResult
 	delete          *DeleteResult
@@ -171,7 +172,7 @@ func (r *requestRecord) replay() Result {
 	return Result{
 		Err: o.code.err(), Index: r.index, Revision: o.revision,
 		Txn: o.txn, Put: o.put, Delete: o.delete,
-		LeaseID: o.leaseID, LeaseTTLSeconds: o.leaseTTLSeconds,
+		LeaseID: o.leaseID, LeaseTTLSeconds: o.leaseTTLSeconds, ID: o.id,
 		Replayed: true, Truncated: o.truncated,
 	}
 }
@@ -179,6 +180,7 @@ func (r *requestRecord) replay() Result {
 func outcomeOf(r *Result) outcome {
 	o := outcome{
 		code: encodeError(r.Err), revision: r.Revision, leaseID: r.LeaseID, leaseTTLSeconds: r.LeaseTTLSeconds,
+		id: r.ID,
 	}
 	keeper := outcomeKeeper{left: maxOutcomeBytes}
 	o.put, o.delete, o.txn = keeper.put(r.Put), keeper.delete(r.Delete), keeper.txn(r.Txn)

@@ -119,7 +119,7 @@ func formatApplied(a *Applied) string {
 //	range [at=REVISION]                    a Range as text proto, read from the published snapshot
 //	read-txn                               a Txn as text proto, evaluated without an entry
 //	validate [bytes=N] [operations=N]      a Command as text proto
-//	sessions leases keys regions alarms settings due
+//	sessions leases keys ids regions alarms settings due
 //
 // Every entry takes time=DURATION: the log time that it is stamped with; by default that of the entry before.
 func TestTranscripts(t *testing.T) {
@@ -291,6 +291,8 @@ func (tr *transcript) show(t *testing.T, d *datadriven.TestData) string {
 		}
 	case "settings":
 		fmt.Fprintf(&b, "%+v\n", m.Settings())
+	case "ids":
+		b.WriteString(formatIDs(m))
 	case "size":
 		fmt.Fprintf(&b, "%d\n", m.SizeBytes())
 	case "due":

@@ -79,6 +79,14 @@ func ValidateCommand(c *commandv1.Command, limits Limits) error {
 		return validateRegionState(o.SetRegionState)
 	case *commandv1.Command_SetAlarm:
 		return validateAlarm(o.SetAlarm)
+	case *commandv1.Command_IdNodeGrant:
+		return validateIDTime("id_node_grant", o.IdNodeGrant.GetKind(), o.IdNodeGrant.GetUntil())
+	case *commandv1.Command_IdNodeExtend:
+		return validateIDTime("id_node_extend", o.IdNodeExtend.GetKind(), o.IdNodeExtend.GetUntil())
+	case *commandv1.Command_IdSegmentGrant:
+		return validateIDSegmentGrant(o.IdSegmentGrant)
+	case *commandv1.Command_IdSequenceNext:
+		return validateIDSequenceNext(o.IdSequenceNext)
 	case nil:
 		return &InvalidError{Field: "command.operation", Err: ErrInvalidCommand}
 	default:

@@ -24,6 +24,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// IdKind is a kind of id that is made of a time, a node number and a sequence.
+type IdKind int32
+
+const (
+	IdKind_ID_KIND_UNSPECIFIED IdKind = 0
+	// 41 bits of milliseconds, 10 of node, 12 of sequence.
+	IdKind_ID_KIND_SNOWFLAKE IdKind = 1
+	// 32 bits of seconds, 7 of node, 14 of sequence: 53 bits.
+	IdKind_ID_KIND_RAINDROP IdKind = 2
+)
+
+// Enum value maps for IdKind.
+var (
+	IdKind_name = map[int32]string{
+		0: "ID_KIND_UNSPECIFIED",
+		1: "ID_KIND_SNOWFLAKE",
+		2: "ID_KIND_RAINDROP",
+	}
+	IdKind_value = map[string]int32{
+		"ID_KIND_UNSPECIFIED": 0,
+		"ID_KIND_SNOWFLAKE":   1,
+		"ID_KIND_RAINDROP":    2,
+	}
+)
+
+func (x IdKind) Enum() *IdKind {
+	p := new(IdKind)
+	*p = x
+	return p
+}
+
+func (x IdKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IdKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_logmirror_command_v1_command_proto_enumTypes[0].Descriptor()
+}
+
+func (IdKind) Type() protoreflect.EnumType {
+	return &file_logmirror_command_v1_command_proto_enumTypes[0]
+}
+
+func (x IdKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IdKind.Descriptor instead.
+func (IdKind) EnumDescriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{0}
+}
+
 type Range_SortOrder int32
 
 const (
@@ -57,11 +109,11 @@ func (x Range_SortOrder) String() string {
 }
 
 func (Range_SortOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_command_v1_command_proto_enumTypes[0].Descriptor()
+	return file_logmirror_command_v1_command_proto_enumTypes[1].Descriptor()
 }
 
 func (Range_SortOrder) Type() protoreflect.EnumType {
-	return &file_logmirror_command_v1_command_proto_enumTypes[0]
+	return &file_logmirror_command_v1_command_proto_enumTypes[1]
 }
 
 func (x Range_SortOrder) Number() protoreflect.EnumNumber {
@@ -112,11 +164,11 @@ func (x Range_SortTarget) String() string {
 }
 
 func (Range_SortTarget) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_command_v1_command_proto_enumTypes[1].Descriptor()
+	return file_logmirror_command_v1_command_proto_enumTypes[2].Descriptor()
 }
 
 func (Range_SortTarget) Type() protoreflect.EnumType {
-	return &file_logmirror_command_v1_command_proto_enumTypes[1]
+	return &file_logmirror_command_v1_command_proto_enumTypes[2]
 }
 
 func (x Range_SortTarget) Number() protoreflect.EnumNumber {
@@ -167,11 +219,11 @@ func (x Compare_Result) String() string {
 }
 
 func (Compare_Result) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_command_v1_command_proto_enumTypes[2].Descriptor()
+	return file_logmirror_command_v1_command_proto_enumTypes[3].Descriptor()
 }
 
 func (Compare_Result) Type() protoreflect.EnumType {
-	return &file_logmirror_command_v1_command_proto_enumTypes[2]
+	return &file_logmirror_command_v1_command_proto_enumTypes[3]
 }
 
 func (x Compare_Result) Number() protoreflect.EnumNumber {
@@ -219,11 +271,11 @@ func (x SetRegionState_State) String() string {
 }
 
 func (SetRegionState_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_command_v1_command_proto_enumTypes[3].Descriptor()
+	return file_logmirror_command_v1_command_proto_enumTypes[4].Descriptor()
 }
 
 func (SetRegionState_State) Type() protoreflect.EnumType {
-	return &file_logmirror_command_v1_command_proto_enumTypes[3]
+	return &file_logmirror_command_v1_command_proto_enumTypes[4]
 }
 
 func (x SetRegionState_State) Number() protoreflect.EnumNumber {
@@ -265,11 +317,11 @@ func (x SetAlarm_Alarm) String() string {
 }
 
 func (SetAlarm_Alarm) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_command_v1_command_proto_enumTypes[4].Descriptor()
+	return file_logmirror_command_v1_command_proto_enumTypes[5].Descriptor()
 }
 
 func (SetAlarm_Alarm) Type() protoreflect.EnumType {
-	return &file_logmirror_command_v1_command_proto_enumTypes[4]
+	return &file_logmirror_command_v1_command_proto_enumTypes[5]
 }
 
 func (x SetAlarm_Alarm) Number() protoreflect.EnumNumber {
@@ -347,6 +399,10 @@ type Command struct {
 	//	*Command_SetRegionState
 	//	*Command_RaiseApplyVersion
 	//	*Command_SetAlarm
+	//	*Command_IdNodeGrant
+	//	*Command_IdNodeExtend
+	//	*Command_IdSegmentGrant
+	//	*Command_IdSequenceNext
 	Operation     isCommand_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -511,6 +567,42 @@ func (x *Command) GetSetAlarm() *SetAlarm {
 	return nil
 }
 
+func (x *Command) GetIdNodeGrant() *IdNodeGrant {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_IdNodeGrant); ok {
+			return x.IdNodeGrant
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetIdNodeExtend() *IdNodeExtend {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_IdNodeExtend); ok {
+			return x.IdNodeExtend
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetIdSegmentGrant() *IdSegmentGrant {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_IdSegmentGrant); ok {
+			return x.IdSegmentGrant
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetIdSequenceNext() *IdSequenceNext {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_IdSequenceNext); ok {
+			return x.IdSequenceNext
+		}
+	}
+	return nil
+}
+
 type isCommand_Operation interface {
 	isCommand_Operation()
 }
@@ -563,6 +655,22 @@ type Command_SetAlarm struct {
 	SetAlarm *SetAlarm `protobuf:"bytes,14,opt,name=set_alarm,json=setAlarm,proto3,oneof"`
 }
 
+type Command_IdNodeGrant struct {
+	IdNodeGrant *IdNodeGrant `protobuf:"bytes,15,opt,name=id_node_grant,json=idNodeGrant,proto3,oneof"`
+}
+
+type Command_IdNodeExtend struct {
+	IdNodeExtend *IdNodeExtend `protobuf:"bytes,16,opt,name=id_node_extend,json=idNodeExtend,proto3,oneof"`
+}
+
+type Command_IdSegmentGrant struct {
+	IdSegmentGrant *IdSegmentGrant `protobuf:"bytes,17,opt,name=id_segment_grant,json=idSegmentGrant,proto3,oneof"`
+}
+
+type Command_IdSequenceNext struct {
+	IdSequenceNext *IdSequenceNext `protobuf:"bytes,18,opt,name=id_sequence_next,json=idSequenceNext,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Operation() {}
 
 func (*Command_DeleteRange) isCommand_Operation() {}
@@ -586,6 +694,14 @@ func (*Command_SetRegionState) isCommand_Operation() {}
 func (*Command_RaiseApplyVersion) isCommand_Operation() {}
 
 func (*Command_SetAlarm) isCommand_Operation() {}
+
+func (*Command_IdNodeGrant) isCommand_Operation() {}
+
+func (*Command_IdNodeExtend) isCommand_Operation() {}
+
+func (*Command_IdSegmentGrant) isCommand_Operation() {}
+
+func (*Command_IdSequenceNext) isCommand_Operation() {}
 
 // Put writes one key. As etcd's PutRequest.
 type Put struct {
@@ -1687,13 +1803,253 @@ func (x *SetAlarm) GetActive() bool {
 	return false
 }
 
+// IdNodeGrant gives the proposing session a node number of a kind, for the id times above all that the number was ever
+// granted for, up to until. What the session held of the kind before, it holds no more.
+type IdNodeGrant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  IdKind                 `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.command.v1.IdKind" json:"kind,omitempty"`
+	// In units of the kind since the id epoch.
+	Until         int64 `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdNodeGrant) Reset() {
+	*x = IdNodeGrant{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdNodeGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdNodeGrant) ProtoMessage() {}
+
+func (x *IdNodeGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdNodeGrant.ProtoReflect.Descriptor instead.
+func (*IdNodeGrant) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *IdNodeGrant) GetKind() IdKind {
+	if x != nil {
+		return x.Kind
+	}
+	return IdKind_ID_KIND_UNSPECIFIED
+}
+
+func (x *IdNodeGrant) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// IdNodeExtend raises the time until which the proposing session may use a node number that it holds. Void unless from
+// is still the number's until.
+type IdNodeExtend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          IdKind                 `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.command.v1.IdKind" json:"kind,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	From          int64                  `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdNodeExtend) Reset() {
+	*x = IdNodeExtend{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdNodeExtend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdNodeExtend) ProtoMessage() {}
+
+func (x *IdNodeExtend) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdNodeExtend.ProtoReflect.Descriptor instead.
+func (*IdNodeExtend) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *IdNodeExtend) GetKind() IdKind {
+	if x != nil {
+		return x.Kind
+	}
+	return IdKind_ID_KIND_UNSPECIFIED
+}
+
+func (x *IdNodeExtend) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *IdNodeExtend) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *IdNodeExtend) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// IdSegmentGrant gives the proposer the next size numbers of a range, fewer at its end.
+type IdSegmentGrant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Range string                 `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
+	Size  int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// The highest number of the range, fixed by the first grant; zero there means 2^63-2, later that it is not checked.
+	Max           int64 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdSegmentGrant) Reset() {
+	*x = IdSegmentGrant{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdSegmentGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdSegmentGrant) ProtoMessage() {}
+
+func (x *IdSegmentGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdSegmentGrant.ProtoReflect.Descriptor instead.
+func (*IdSegmentGrant) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *IdSegmentGrant) GetRange() string {
+	if x != nil {
+		return x.Range
+	}
+	return ""
+}
+
+func (x *IdSegmentGrant) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *IdSegmentGrant) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+// IdSequenceNext takes the next count numbers of a sequence.
+type IdSequenceNext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count         int64                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdSequenceNext) Reset() {
+	*x = IdSequenceNext{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdSequenceNext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdSequenceNext) ProtoMessage() {}
+
+func (x *IdSequenceNext) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdSequenceNext.ProtoReflect.Descriptor instead.
+func (*IdSequenceNext) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *IdSequenceNext) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IdSequenceNext) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 var File_logmirror_command_v1_command_proto protoreflect.FileDescriptor
 
 const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\"logmirror/command/v1/command.proto\x12\x14logmirror.command.v1\"I\n" +
 	"\fCommandBatch\x129\n" +
-	"\bcommands\x18\x01 \x03(\v2\x1d.logmirror.command.v1.CommandR\bcommands\"\x94\a\n" +
+	"\bcommands\x18\x01 \x03(\v2\x1d.logmirror.command.v1.CommandR\bcommands\"\xcd\t\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12%\n" +
@@ -1712,7 +2068,11 @@ const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\x0fchange_settings\x18\v \x01(\v2$.logmirror.command.v1.ChangeSettingsH\x00R\x0echangeSettings\x12P\n" +
 	"\x10set_region_state\x18\f \x01(\v2$.logmirror.command.v1.SetRegionStateH\x00R\x0esetRegionState\x12Y\n" +
 	"\x13raise_apply_version\x18\r \x01(\v2'.logmirror.command.v1.RaiseApplyVersionH\x00R\x11raiseApplyVersion\x12=\n" +
-	"\tset_alarm\x18\x0e \x01(\v2\x1e.logmirror.command.v1.SetAlarmH\x00R\bsetAlarmB\v\n" +
+	"\tset_alarm\x18\x0e \x01(\v2\x1e.logmirror.command.v1.SetAlarmH\x00R\bsetAlarm\x12G\n" +
+	"\rid_node_grant\x18\x0f \x01(\v2!.logmirror.command.v1.IdNodeGrantH\x00R\vidNodeGrant\x12J\n" +
+	"\x0eid_node_extend\x18\x10 \x01(\v2\".logmirror.command.v1.IdNodeExtendH\x00R\fidNodeExtend\x12P\n" +
+	"\x10id_segment_grant\x18\x11 \x01(\v2$.logmirror.command.v1.IdSegmentGrantH\x00R\x0eidSegmentGrant\x12P\n" +
+	"\x10id_sequence_next\x18\x12 \x01(\v2$.logmirror.command.v1.IdSequenceNextH\x00R\x0eidSequenceNextB\v\n" +
 	"\toperation\"\xa5\x01\n" +
 	"\x03Put\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
@@ -1827,7 +2187,26 @@ const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\x06active\x18\x02 \x01(\bR\x06active\"2\n" +
 	"\x05Alarm\x12\x15\n" +
 	"\x11ALARM_UNSPECIFIED\x10\x00\x12\x12\n" +
-	"\x0eALARM_NO_SPACE\x10\x01BIZGgithub.com/logmirror/logmirror/api/proto/logmirror/command/v1;commandv1b\x06proto3"
+	"\x0eALARM_NO_SPACE\x10\x01\"U\n" +
+	"\vIdNodeGrant\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.logmirror.command.v1.IdKindR\x04kind\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"~\n" +
+	"\fIdNodeExtend\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.logmirror.command.v1.IdKindR\x04kind\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\x03R\x04from\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\"L\n" +
+	"\x0eIdSegmentGrant\x12\x14\n" +
+	"\x05range\x18\x01 \x01(\tR\x05range\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x03R\x03max\":\n" +
+	"\x0eIdSequenceNext\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count*N\n" +
+	"\x06IdKind\x12\x17\n" +
+	"\x13ID_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11ID_KIND_SNOWFLAKE\x10\x01\x12\x14\n" +
+	"\x10ID_KIND_RAINDROP\x10\x02BIZGgithub.com/logmirror/logmirror/api/proto/logmirror/command/v1;commandv1b\x06proto3"
 
 var (
 	file_logmirror_command_v1_command_proto_rawDescOnce sync.Once
@@ -1841,63 +2220,74 @@ func file_logmirror_command_v1_command_proto_rawDescGZIP() []byte {
 	return file_logmirror_command_v1_command_proto_rawDescData
 }
 
-var file_logmirror_command_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_logmirror_command_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_logmirror_command_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_logmirror_command_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_logmirror_command_v1_command_proto_goTypes = []any{
-	(Range_SortOrder)(0),      // 0: logmirror.command.v1.Range.SortOrder
-	(Range_SortTarget)(0),     // 1: logmirror.command.v1.Range.SortTarget
-	(Compare_Result)(0),       // 2: logmirror.command.v1.Compare.Result
-	(SetRegionState_State)(0), // 3: logmirror.command.v1.SetRegionState.State
-	(SetAlarm_Alarm)(0),       // 4: logmirror.command.v1.SetAlarm.Alarm
-	(*CommandBatch)(nil),      // 5: logmirror.command.v1.CommandBatch
-	(*Command)(nil),           // 6: logmirror.command.v1.Command
-	(*Put)(nil),               // 7: logmirror.command.v1.Put
-	(*DeleteRange)(nil),       // 8: logmirror.command.v1.DeleteRange
-	(*Range)(nil),             // 9: logmirror.command.v1.Range
-	(*Compare)(nil),           // 10: logmirror.command.v1.Compare
-	(*TxnOperation)(nil),      // 11: logmirror.command.v1.TxnOperation
-	(*Txn)(nil),               // 12: logmirror.command.v1.Txn
-	(*Compact)(nil),           // 13: logmirror.command.v1.Compact
-	(*LeaseGrant)(nil),        // 14: logmirror.command.v1.LeaseGrant
-	(*LeaseRevoke)(nil),       // 15: logmirror.command.v1.LeaseRevoke
-	(*LeaseAdopt)(nil),        // 16: logmirror.command.v1.LeaseAdopt
-	(*LeaseExpire)(nil),       // 17: logmirror.command.v1.LeaseExpire
-	(*ChangeSettings)(nil),    // 18: logmirror.command.v1.ChangeSettings
-	(*SetRegionState)(nil),    // 19: logmirror.command.v1.SetRegionState
-	(*RaiseApplyVersion)(nil), // 20: logmirror.command.v1.RaiseApplyVersion
-	(*SetAlarm)(nil),          // 21: logmirror.command.v1.SetAlarm
+	(IdKind)(0),               // 0: logmirror.command.v1.IdKind
+	(Range_SortOrder)(0),      // 1: logmirror.command.v1.Range.SortOrder
+	(Range_SortTarget)(0),     // 2: logmirror.command.v1.Range.SortTarget
+	(Compare_Result)(0),       // 3: logmirror.command.v1.Compare.Result
+	(SetRegionState_State)(0), // 4: logmirror.command.v1.SetRegionState.State
+	(SetAlarm_Alarm)(0),       // 5: logmirror.command.v1.SetAlarm.Alarm
+	(*CommandBatch)(nil),      // 6: logmirror.command.v1.CommandBatch
+	(*Command)(nil),           // 7: logmirror.command.v1.Command
+	(*Put)(nil),               // 8: logmirror.command.v1.Put
+	(*DeleteRange)(nil),       // 9: logmirror.command.v1.DeleteRange
+	(*Range)(nil),             // 10: logmirror.command.v1.Range
+	(*Compare)(nil),           // 11: logmirror.command.v1.Compare
+	(*TxnOperation)(nil),      // 12: logmirror.command.v1.TxnOperation
+	(*Txn)(nil),               // 13: logmirror.command.v1.Txn
+	(*Compact)(nil),           // 14: logmirror.command.v1.Compact
+	(*LeaseGrant)(nil),        // 15: logmirror.command.v1.LeaseGrant
+	(*LeaseRevoke)(nil),       // 16: logmirror.command.v1.LeaseRevoke
+	(*LeaseAdopt)(nil),        // 17: logmirror.command.v1.LeaseAdopt
+	(*LeaseExpire)(nil),       // 18: logmirror.command.v1.LeaseExpire
+	(*ChangeSettings)(nil),    // 19: logmirror.command.v1.ChangeSettings
+	(*SetRegionState)(nil),    // 20: logmirror.command.v1.SetRegionState
+	(*RaiseApplyVersion)(nil), // 21: logmirror.command.v1.RaiseApplyVersion
+	(*SetAlarm)(nil),          // 22: logmirror.command.v1.SetAlarm
+	(*IdNodeGrant)(nil),       // 23: logmirror.command.v1.IdNodeGrant
+	(*IdNodeExtend)(nil),      // 24: logmirror.command.v1.IdNodeExtend
+	(*IdSegmentGrant)(nil),    // 25: logmirror.command.v1.IdSegmentGrant
+	(*IdSequenceNext)(nil),    // 26: logmirror.command.v1.IdSequenceNext
 }
 var file_logmirror_command_v1_command_proto_depIdxs = []int32{
-	6,  // 0: logmirror.command.v1.CommandBatch.commands:type_name -> logmirror.command.v1.Command
-	7,  // 1: logmirror.command.v1.Command.put:type_name -> logmirror.command.v1.Put
-	8,  // 2: logmirror.command.v1.Command.delete_range:type_name -> logmirror.command.v1.DeleteRange
-	12, // 3: logmirror.command.v1.Command.txn:type_name -> logmirror.command.v1.Txn
-	13, // 4: logmirror.command.v1.Command.compact:type_name -> logmirror.command.v1.Compact
-	14, // 5: logmirror.command.v1.Command.lease_grant:type_name -> logmirror.command.v1.LeaseGrant
-	15, // 6: logmirror.command.v1.Command.lease_revoke:type_name -> logmirror.command.v1.LeaseRevoke
-	16, // 7: logmirror.command.v1.Command.lease_adopt:type_name -> logmirror.command.v1.LeaseAdopt
-	17, // 8: logmirror.command.v1.Command.lease_expire:type_name -> logmirror.command.v1.LeaseExpire
-	18, // 9: logmirror.command.v1.Command.change_settings:type_name -> logmirror.command.v1.ChangeSettings
-	19, // 10: logmirror.command.v1.Command.set_region_state:type_name -> logmirror.command.v1.SetRegionState
-	20, // 11: logmirror.command.v1.Command.raise_apply_version:type_name -> logmirror.command.v1.RaiseApplyVersion
-	21, // 12: logmirror.command.v1.Command.set_alarm:type_name -> logmirror.command.v1.SetAlarm
-	0,  // 13: logmirror.command.v1.Range.sort_order:type_name -> logmirror.command.v1.Range.SortOrder
-	1,  // 14: logmirror.command.v1.Range.sort_target:type_name -> logmirror.command.v1.Range.SortTarget
-	2,  // 15: logmirror.command.v1.Compare.result:type_name -> logmirror.command.v1.Compare.Result
-	9,  // 16: logmirror.command.v1.TxnOperation.range:type_name -> logmirror.command.v1.Range
-	7,  // 17: logmirror.command.v1.TxnOperation.put:type_name -> logmirror.command.v1.Put
-	8,  // 18: logmirror.command.v1.TxnOperation.delete_range:type_name -> logmirror.command.v1.DeleteRange
-	12, // 19: logmirror.command.v1.TxnOperation.txn:type_name -> logmirror.command.v1.Txn
-	10, // 20: logmirror.command.v1.Txn.compares:type_name -> logmirror.command.v1.Compare
-	11, // 21: logmirror.command.v1.Txn.success:type_name -> logmirror.command.v1.TxnOperation
-	11, // 22: logmirror.command.v1.Txn.failure:type_name -> logmirror.command.v1.TxnOperation
-	3,  // 23: logmirror.command.v1.SetRegionState.state:type_name -> logmirror.command.v1.SetRegionState.State
-	4,  // 24: logmirror.command.v1.SetAlarm.alarm:type_name -> logmirror.command.v1.SetAlarm.Alarm
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	7,  // 0: logmirror.command.v1.CommandBatch.commands:type_name -> logmirror.command.v1.Command
+	8,  // 1: logmirror.command.v1.Command.put:type_name -> logmirror.command.v1.Put
+	9,  // 2: logmirror.command.v1.Command.delete_range:type_name -> logmirror.command.v1.DeleteRange
+	13, // 3: logmirror.command.v1.Command.txn:type_name -> logmirror.command.v1.Txn
+	14, // 4: logmirror.command.v1.Command.compact:type_name -> logmirror.command.v1.Compact
+	15, // 5: logmirror.command.v1.Command.lease_grant:type_name -> logmirror.command.v1.LeaseGrant
+	16, // 6: logmirror.command.v1.Command.lease_revoke:type_name -> logmirror.command.v1.LeaseRevoke
+	17, // 7: logmirror.command.v1.Command.lease_adopt:type_name -> logmirror.command.v1.LeaseAdopt
+	18, // 8: logmirror.command.v1.Command.lease_expire:type_name -> logmirror.command.v1.LeaseExpire
+	19, // 9: logmirror.command.v1.Command.change_settings:type_name -> logmirror.command.v1.ChangeSettings
+	20, // 10: logmirror.command.v1.Command.set_region_state:type_name -> logmirror.command.v1.SetRegionState
+	21, // 11: logmirror.command.v1.Command.raise_apply_version:type_name -> logmirror.command.v1.RaiseApplyVersion
+	22, // 12: logmirror.command.v1.Command.set_alarm:type_name -> logmirror.command.v1.SetAlarm
+	23, // 13: logmirror.command.v1.Command.id_node_grant:type_name -> logmirror.command.v1.IdNodeGrant
+	24, // 14: logmirror.command.v1.Command.id_node_extend:type_name -> logmirror.command.v1.IdNodeExtend
+	25, // 15: logmirror.command.v1.Command.id_segment_grant:type_name -> logmirror.command.v1.IdSegmentGrant
+	26, // 16: logmirror.command.v1.Command.id_sequence_next:type_name -> logmirror.command.v1.IdSequenceNext
+	1,  // 17: logmirror.command.v1.Range.sort_order:type_name -> logmirror.command.v1.Range.SortOrder
+	2,  // 18: logmirror.command.v1.Range.sort_target:type_name -> logmirror.command.v1.Range.SortTarget
+	3,  // 19: logmirror.command.v1.Compare.result:type_name -> logmirror.command.v1.Compare.Result
+	10, // 20: logmirror.command.v1.TxnOperation.range:type_name -> logmirror.command.v1.Range
+	8,  // 21: logmirror.command.v1.TxnOperation.put:type_name -> logmirror.command.v1.Put
+	9,  // 22: logmirror.command.v1.TxnOperation.delete_range:type_name -> logmirror.command.v1.DeleteRange
+	13, // 23: logmirror.command.v1.TxnOperation.txn:type_name -> logmirror.command.v1.Txn
+	11, // 24: logmirror.command.v1.Txn.compares:type_name -> logmirror.command.v1.Compare
+	12, // 25: logmirror.command.v1.Txn.success:type_name -> logmirror.command.v1.TxnOperation
+	12, // 26: logmirror.command.v1.Txn.failure:type_name -> logmirror.command.v1.TxnOperation
+	4,  // 27: logmirror.command.v1.SetRegionState.state:type_name -> logmirror.command.v1.SetRegionState.State
+	5,  // 28: logmirror.command.v1.SetAlarm.alarm:type_name -> logmirror.command.v1.SetAlarm.Alarm
+	0,  // 29: logmirror.command.v1.IdNodeGrant.kind:type_name -> logmirror.command.v1.IdKind
+	0,  // 30: logmirror.command.v1.IdNodeExtend.kind:type_name -> logmirror.command.v1.IdKind
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_command_v1_command_proto_init() }
@@ -1918,6 +2308,10 @@ func file_logmirror_command_v1_command_proto_init() {
 		(*Command_SetRegionState)(nil),
 		(*Command_RaiseApplyVersion)(nil),
 		(*Command_SetAlarm)(nil),
+		(*Command_IdNodeGrant)(nil),
+		(*Command_IdNodeExtend)(nil),
+		(*Command_IdSegmentGrant)(nil),
+		(*Command_IdSequenceNext)(nil),
 	}
 	file_logmirror_command_v1_command_proto_msgTypes[5].OneofWrappers = []any{
 		(*Compare_Version)(nil),
@@ -1938,8 +2332,8 @@ func file_logmirror_command_v1_command_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_command_v1_command_proto_rawDesc), len(file_logmirror_command_v1_command_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   17,
+			NumEnums:      6,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

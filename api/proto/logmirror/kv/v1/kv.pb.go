@@ -179,6 +179,67 @@ func (Event_EventType) EnumDescriptor() ([]byte, []int) {
 	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 0}
 }
 
+type GenerateRequest_Kind int32
+
+const (
+	GenerateRequest_KIND_UNSPECIFIED GenerateRequest_Kind = 0
+	// 63 bits, in order of time: 41 bits of milliseconds since 2025-01-01 UTC, 10 bits of node, 12 bits of sequence.
+	GenerateRequest_KIND_SNOWFLAKE GenerateRequest_Kind = 1
+	// 53 bits, exact in a JavaScript number: 32 bits of seconds since 2025-01-01 UTC, 7 bits of node, 14 bits of sequence.
+	GenerateRequest_KIND_RAINDROP GenerateRequest_Kind = 2
+	// The next numbers of a range, from blocks that the log grants to each frontend: from 1 to at most max, without a gap
+	// within a block.
+	GenerateRequest_KIND_SEGMENT GenerateRequest_Kind = 3
+	// The next numbers of a sequence, from 1, in the order of the log: a call that begins after another has ended, in any
+	// region, gets higher ones. Costs a write.
+	GenerateRequest_KIND_SEQUENCE GenerateRequest_Kind = 4
+)
+
+// Enum value maps for GenerateRequest_Kind.
+var (
+	GenerateRequest_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_SNOWFLAKE",
+		2: "KIND_RAINDROP",
+		3: "KIND_SEGMENT",
+		4: "KIND_SEQUENCE",
+	}
+	GenerateRequest_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_SNOWFLAKE":   1,
+		"KIND_RAINDROP":    2,
+		"KIND_SEGMENT":     3,
+		"KIND_SEQUENCE":    4,
+	}
+)
+
+func (x GenerateRequest_Kind) Enum() *GenerateRequest_Kind {
+	p := new(GenerateRequest_Kind)
+	*p = x
+	return p
+}
+
+func (x GenerateRequest_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GenerateRequest_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_logmirror_kv_v1_kv_proto_enumTypes[3].Descriptor()
+}
+
+func (GenerateRequest_Kind) Type() protoreflect.EnumType {
+	return &file_logmirror_kv_v1_kv_proto_enumTypes[3]
+}
+
+func (x GenerateRequest_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GenerateRequest_Kind.Descriptor instead.
+func (GenerateRequest_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36, 0}
+}
+
 // KeyValue is one version of one key. Field numbers and types are those of etcd's mvccpb.KeyValue, so that one encoded
 // key-value serves both APIs.
 type KeyValue struct {
@@ -2882,6 +2943,193 @@ func (x *LeaseStatus) GetKeys() int64 {
 	return 0
 }
 
+type GenerateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  GenerateRequest_Kind   `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.kv.v1.GenerateRequest_Kind" json:"kind,omitempty"`
+	// Zero for one; at most 100,000.
+	Count int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Of the range or the sequence, at most 128 bytes of UTF-8. It comes into being with its first use.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// With SEGMENT: the highest number of the range, such as 2147483647; fixed by the range's first use. Zero: whatever it
+	// is, and 2^63-2 for a new one. INVALID_ARGUMENT if it is another.
+	Max int64 `protobuf:"varint,4,opt,name=max,proto3" json:"max,omitempty"`
+	// With SEQUENCE.
+	Options       *WriteOptions `protobuf:"bytes,5,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateRequest) Reset() {
+	*x = GenerateRequest{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateRequest) ProtoMessage() {}
+
+func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
+func (*GenerateRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GenerateRequest) GetKind() GenerateRequest_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return GenerateRequest_KIND_UNSPECIFIED
+}
+
+func (x *GenerateRequest) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *GenerateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *GenerateRequest) GetOptions() *WriteOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+type GenerateResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *ResponseHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// In ascending order, as many ids as were asked for.
+	Blocks        []*IdBlock `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateResponse) Reset() {
+	*x = GenerateResponse{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateResponse) ProtoMessage() {}
+
+func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
+func (*GenerateResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GenerateResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *GenerateResponse) GetBlocks() []*IdBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+// IdBlock is the ids first, first + 1, … first + count - 1.
+type IdBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         int64                  `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Count         int64                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdBlock) Reset() {
+	*x = IdBlock{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdBlock) ProtoMessage() {}
+
+func (x *IdBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdBlock.ProtoReflect.Descriptor instead.
+func (*IdBlock) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *IdBlock) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *IdBlock) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2890,7 +3138,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3150,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3163,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
 }
 
 type StatusResponse struct {
@@ -2941,7 +3189,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3201,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3214,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatusResponse) GetHeader() *ResponseHeader {
@@ -3069,7 +3317,7 @@ type FrontendStatus struct {
 
 func (x *FrontendStatus) Reset() {
 	*x = FrontendStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3329,7 @@ func (x *FrontendStatus) String() string {
 func (*FrontendStatus) ProtoMessage() {}
 
 func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3342,7 @@ func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendStatus.ProtoReflect.Descriptor instead.
 func (*FrontendStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FrontendStatus) GetName() string {
@@ -3156,7 +3404,7 @@ type LogStatus struct {
 
 func (x *LogStatus) Reset() {
 	*x = LogStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3416,7 @@ func (x *LogStatus) String() string {
 func (*LogStatus) ProtoMessage() {}
 
 func (x *LogStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3429,7 @@ func (x *LogStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogStatus.ProtoReflect.Descriptor instead.
 func (*LogStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogStatus) GetLeader() string {
@@ -3254,7 +3502,7 @@ type LogMemberStatus struct {
 
 func (x *LogMemberStatus) Reset() {
 	*x = LogMemberStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3514,7 @@ func (x *LogMemberStatus) String() string {
 func (*LogMemberStatus) ProtoMessage() {}
 
 func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3527,7 @@ func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogMemberStatus.ProtoReflect.Descriptor instead.
 func (*LogMemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LogMemberStatus) GetId() uint64 {
@@ -3378,7 +3626,7 @@ type TxnOperation_Put struct {
 
 func (x *TxnOperation_Put) Reset() {
 	*x = TxnOperation_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3390,7 +3638,7 @@ func (x *TxnOperation_Put) String() string {
 func (*TxnOperation_Put) ProtoMessage() {}
 
 func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3693,7 @@ type TxnOperation_Delete struct {
 
 func (x *TxnOperation_Delete) Reset() {
 	*x = TxnOperation_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3457,7 +3705,7 @@ func (x *TxnOperation_Delete) String() string {
 func (*TxnOperation_Delete) ProtoMessage() {}
 
 func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3755,7 @@ type TxnOperation_Read struct {
 
 func (x *TxnOperation_Read) Reset() {
 	*x = TxnOperation_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3519,7 +3767,7 @@ func (x *TxnOperation_Read) String() string {
 func (*TxnOperation_Read) ProtoMessage() {}
 
 func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +3822,7 @@ type TxnOperation_Nested struct {
 
 func (x *TxnOperation_Nested) Reset() {
 	*x = TxnOperation_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3834,7 @@ func (x *TxnOperation_Nested) String() string {
 func (*TxnOperation_Nested) ProtoMessage() {}
 
 func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3632,7 +3880,7 @@ type TxnResult_Put struct {
 
 func (x *TxnResult_Put) Reset() {
 	*x = TxnResult_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3892,7 @@ func (x *TxnResult_Put) String() string {
 func (*TxnResult_Put) ProtoMessage() {}
 
 func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3677,7 +3925,7 @@ type TxnResult_Delete struct {
 
 func (x *TxnResult_Delete) Reset() {
 	*x = TxnResult_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3937,7 @@ func (x *TxnResult_Delete) String() string {
 func (*TxnResult_Delete) ProtoMessage() {}
 
 func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3980,7 @@ type TxnResult_Read struct {
 
 func (x *TxnResult_Read) Reset() {
 	*x = TxnResult_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +3992,7 @@ func (x *TxnResult_Read) String() string {
 func (*TxnResult_Read) ProtoMessage() {}
 
 func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3791,7 +4039,7 @@ type TxnResult_Nested struct {
 
 func (x *TxnResult_Nested) Reset() {
 	*x = TxnResult_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +4051,7 @@ func (x *TxnResult_Nested) String() string {
 func (*TxnResult_Nested) ProtoMessage() {}
 
 func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +4103,7 @@ type WatchRequest_Create struct {
 
 func (x *WatchRequest_Create) Reset() {
 	*x = WatchRequest_Create{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3867,7 +4115,7 @@ func (x *WatchRequest_Create) String() string {
 func (*WatchRequest_Create) ProtoMessage() {}
 
 func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3955,7 +4203,7 @@ type WatchRequest_Cancel struct {
 
 func (x *WatchRequest_Cancel) Reset() {
 	*x = WatchRequest_Cancel{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4215,7 @@ func (x *WatchRequest_Cancel) String() string {
 func (*WatchRequest_Cancel) ProtoMessage() {}
 
 func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4246,7 @@ type WatchRequest_Progress struct {
 
 func (x *WatchRequest_Progress) Reset() {
 	*x = WatchRequest_Progress{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4258,7 @@ func (x *WatchRequest_Progress) String() string {
 func (*WatchRequest_Progress) ProtoMessage() {}
 
 func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4281,7 +4529,25 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x13granted_ttl_seconds\x18\x02 \x01(\x03R\x11grantedTtlSeconds\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\tR\x05owner\x12!\n" +
 	"\fowner_region\x18\x04 \x01(\tR\vownerRegion\x12\x12\n" +
-	"\x04keys\x18\x05 \x01(\x03R\x04keys\"\x0f\n" +
+	"\x04keys\x18\x05 \x01(\x03R\x04keys\"\xab\x02\n" +
+	"\x0fGenerateRequest\x129\n" +
+	"\x04kind\x18\x01 \x01(\x0e2%.logmirror.kv.v1.GenerateRequest.KindR\x04kind\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03max\x18\x04 \x01(\x03R\x03max\x127\n" +
+	"\aoptions\x18\x05 \x01(\v2\x1d.logmirror.kv.v1.WriteOptionsR\aoptions\"h\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eKIND_SNOWFLAKE\x10\x01\x12\x11\n" +
+	"\rKIND_RAINDROP\x10\x02\x12\x10\n" +
+	"\fKIND_SEGMENT\x10\x03\x12\x11\n" +
+	"\rKIND_SEQUENCE\x10\x04\"}\n" +
+	"\x10GenerateResponse\x127\n" +
+	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x120\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x18.logmirror.kv.v1.IdBlockR\x06blocks\"5\n" +
+	"\aIdBlock\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x03R\x05first\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"\x0f\n" +
 	"\rStatusRequest\"\xb7\x03\n" +
 	"\x0eStatusResponse\x127\n" +
 	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x12\x18\n" +
@@ -4348,7 +4614,9 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"TimeToLive\x12\".logmirror.kv.v1.TimeToLiveRequest\x1a#.logmirror.kv.v1.TimeToLiveResponse\x12U\n" +
 	"\n" +
-	"ListLeases\x12\".logmirror.kv.v1.ListLeasesRequest\x1a#.logmirror.kv.v1.ListLeasesResponse2[\n" +
+	"ListLeases\x12\".logmirror.kv.v1.ListLeasesRequest\x1a#.logmirror.kv.v1.ListLeasesResponse2\\\n" +
+	"\tIdService\x12O\n" +
+	"\bGenerate\x12 .logmirror.kv.v1.GenerateRequest\x1a!.logmirror.kv.v1.GenerateResponse2[\n" +
 	"\x0eClusterService\x12I\n" +
 	"\x06Status\x12\x1e.logmirror.kv.v1.StatusRequest\x1a\x1f.logmirror.kv.v1.StatusResponseB?Z=github.com/logmirror/logmirror/api/proto/logmirror/kv/v1;kvv1b\x06proto3"
 
@@ -4364,161 +4632,171 @@ func file_logmirror_kv_v1_kv_proto_rawDescGZIP() []byte {
 	return file_logmirror_kv_v1_kv_proto_rawDescData
 }
 
-var file_logmirror_kv_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_logmirror_kv_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(Consistency_Level)(0),         // 0: logmirror.kv.v1.Consistency.Level
 	(Compare_Relation)(0),          // 1: logmirror.kv.v1.Compare.Relation
 	(Event_EventType)(0),           // 2: logmirror.kv.v1.Event.EventType
-	(*KeyValue)(nil),               // 3: logmirror.kv.v1.KeyValue
-	(*ResponseHeader)(nil),         // 4: logmirror.kv.v1.ResponseHeader
-	(*Token)(nil),                  // 5: logmirror.kv.v1.Token
-	(*Consistency)(nil),            // 6: logmirror.kv.v1.Consistency
-	(*WriteOptions)(nil),           // 7: logmirror.kv.v1.WriteOptions
-	(*PutRequest)(nil),             // 8: logmirror.kv.v1.PutRequest
-	(*PutResponse)(nil),            // 9: logmirror.kv.v1.PutResponse
-	(*GetRequest)(nil),             // 10: logmirror.kv.v1.GetRequest
-	(*GetResponse)(nil),            // 11: logmirror.kv.v1.GetResponse
-	(*ListRequest)(nil),            // 12: logmirror.kv.v1.ListRequest
-	(*ListResponse)(nil),           // 13: logmirror.kv.v1.ListResponse
-	(*DeleteRequest)(nil),          // 14: logmirror.kv.v1.DeleteRequest
-	(*DeleteResponse)(nil),         // 15: logmirror.kv.v1.DeleteResponse
-	(*CompareAndSwapRequest)(nil),  // 16: logmirror.kv.v1.CompareAndSwapRequest
-	(*CompareAndSwapResponse)(nil), // 17: logmirror.kv.v1.CompareAndSwapResponse
-	(*Compare)(nil),                // 18: logmirror.kv.v1.Compare
-	(*TxnRequest)(nil),             // 19: logmirror.kv.v1.TxnRequest
-	(*TxnOperation)(nil),           // 20: logmirror.kv.v1.TxnOperation
-	(*TxnResponse)(nil),            // 21: logmirror.kv.v1.TxnResponse
-	(*TxnResult)(nil),              // 22: logmirror.kv.v1.TxnResult
-	(*CompactRequest)(nil),         // 23: logmirror.kv.v1.CompactRequest
-	(*CompactResponse)(nil),        // 24: logmirror.kv.v1.CompactResponse
-	(*WatchRequest)(nil),           // 25: logmirror.kv.v1.WatchRequest
-	(*WatchResponse)(nil),          // 26: logmirror.kv.v1.WatchResponse
-	(*Event)(nil),                  // 27: logmirror.kv.v1.Event
-	(*GrantRequest)(nil),           // 28: logmirror.kv.v1.GrantRequest
-	(*GrantResponse)(nil),          // 29: logmirror.kv.v1.GrantResponse
-	(*RevokeRequest)(nil),          // 30: logmirror.kv.v1.RevokeRequest
-	(*RevokeResponse)(nil),         // 31: logmirror.kv.v1.RevokeResponse
-	(*KeepAliveRequest)(nil),       // 32: logmirror.kv.v1.KeepAliveRequest
-	(*KeepAliveResponse)(nil),      // 33: logmirror.kv.v1.KeepAliveResponse
-	(*TimeToLiveRequest)(nil),      // 34: logmirror.kv.v1.TimeToLiveRequest
-	(*TimeToLiveResponse)(nil),     // 35: logmirror.kv.v1.TimeToLiveResponse
-	(*ListLeasesRequest)(nil),      // 36: logmirror.kv.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),     // 37: logmirror.kv.v1.ListLeasesResponse
-	(*LeaseStatus)(nil),            // 38: logmirror.kv.v1.LeaseStatus
-	(*StatusRequest)(nil),          // 39: logmirror.kv.v1.StatusRequest
-	(*StatusResponse)(nil),         // 40: logmirror.kv.v1.StatusResponse
-	(*FrontendStatus)(nil),         // 41: logmirror.kv.v1.FrontendStatus
-	(*LogStatus)(nil),              // 42: logmirror.kv.v1.LogStatus
-	(*LogMemberStatus)(nil),        // 43: logmirror.kv.v1.LogMemberStatus
-	(*TxnOperation_Put)(nil),       // 44: logmirror.kv.v1.TxnOperation.Put
-	(*TxnOperation_Delete)(nil),    // 45: logmirror.kv.v1.TxnOperation.Delete
-	(*TxnOperation_Read)(nil),      // 46: logmirror.kv.v1.TxnOperation.Read
-	(*TxnOperation_Nested)(nil),    // 47: logmirror.kv.v1.TxnOperation.Nested
-	(*TxnResult_Put)(nil),          // 48: logmirror.kv.v1.TxnResult.Put
-	(*TxnResult_Delete)(nil),       // 49: logmirror.kv.v1.TxnResult.Delete
-	(*TxnResult_Read)(nil),         // 50: logmirror.kv.v1.TxnResult.Read
-	(*TxnResult_Nested)(nil),       // 51: logmirror.kv.v1.TxnResult.Nested
-	(*WatchRequest_Create)(nil),    // 52: logmirror.kv.v1.WatchRequest.Create
-	(*WatchRequest_Cancel)(nil),    // 53: logmirror.kv.v1.WatchRequest.Cancel
-	(*WatchRequest_Progress)(nil),  // 54: logmirror.kv.v1.WatchRequest.Progress
+	(GenerateRequest_Kind)(0),      // 3: logmirror.kv.v1.GenerateRequest.Kind
+	(*KeyValue)(nil),               // 4: logmirror.kv.v1.KeyValue
+	(*ResponseHeader)(nil),         // 5: logmirror.kv.v1.ResponseHeader
+	(*Token)(nil),                  // 6: logmirror.kv.v1.Token
+	(*Consistency)(nil),            // 7: logmirror.kv.v1.Consistency
+	(*WriteOptions)(nil),           // 8: logmirror.kv.v1.WriteOptions
+	(*PutRequest)(nil),             // 9: logmirror.kv.v1.PutRequest
+	(*PutResponse)(nil),            // 10: logmirror.kv.v1.PutResponse
+	(*GetRequest)(nil),             // 11: logmirror.kv.v1.GetRequest
+	(*GetResponse)(nil),            // 12: logmirror.kv.v1.GetResponse
+	(*ListRequest)(nil),            // 13: logmirror.kv.v1.ListRequest
+	(*ListResponse)(nil),           // 14: logmirror.kv.v1.ListResponse
+	(*DeleteRequest)(nil),          // 15: logmirror.kv.v1.DeleteRequest
+	(*DeleteResponse)(nil),         // 16: logmirror.kv.v1.DeleteResponse
+	(*CompareAndSwapRequest)(nil),  // 17: logmirror.kv.v1.CompareAndSwapRequest
+	(*CompareAndSwapResponse)(nil), // 18: logmirror.kv.v1.CompareAndSwapResponse
+	(*Compare)(nil),                // 19: logmirror.kv.v1.Compare
+	(*TxnRequest)(nil),             // 20: logmirror.kv.v1.TxnRequest
+	(*TxnOperation)(nil),           // 21: logmirror.kv.v1.TxnOperation
+	(*TxnResponse)(nil),            // 22: logmirror.kv.v1.TxnResponse
+	(*TxnResult)(nil),              // 23: logmirror.kv.v1.TxnResult
+	(*CompactRequest)(nil),         // 24: logmirror.kv.v1.CompactRequest
+	(*CompactResponse)(nil),        // 25: logmirror.kv.v1.CompactResponse
+	(*WatchRequest)(nil),           // 26: logmirror.kv.v1.WatchRequest
+	(*WatchResponse)(nil),          // 27: logmirror.kv.v1.WatchResponse
+	(*Event)(nil),                  // 28: logmirror.kv.v1.Event
+	(*GrantRequest)(nil),           // 29: logmirror.kv.v1.GrantRequest
+	(*GrantResponse)(nil),          // 30: logmirror.kv.v1.GrantResponse
+	(*RevokeRequest)(nil),          // 31: logmirror.kv.v1.RevokeRequest
+	(*RevokeResponse)(nil),         // 32: logmirror.kv.v1.RevokeResponse
+	(*KeepAliveRequest)(nil),       // 33: logmirror.kv.v1.KeepAliveRequest
+	(*KeepAliveResponse)(nil),      // 34: logmirror.kv.v1.KeepAliveResponse
+	(*TimeToLiveRequest)(nil),      // 35: logmirror.kv.v1.TimeToLiveRequest
+	(*TimeToLiveResponse)(nil),     // 36: logmirror.kv.v1.TimeToLiveResponse
+	(*ListLeasesRequest)(nil),      // 37: logmirror.kv.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),     // 38: logmirror.kv.v1.ListLeasesResponse
+	(*LeaseStatus)(nil),            // 39: logmirror.kv.v1.LeaseStatus
+	(*GenerateRequest)(nil),        // 40: logmirror.kv.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 41: logmirror.kv.v1.GenerateResponse
+	(*IdBlock)(nil),                // 42: logmirror.kv.v1.IdBlock
+	(*StatusRequest)(nil),          // 43: logmirror.kv.v1.StatusRequest
+	(*StatusResponse)(nil),         // 44: logmirror.kv.v1.StatusResponse
+	(*FrontendStatus)(nil),         // 45: logmirror.kv.v1.FrontendStatus
+	(*LogStatus)(nil),              // 46: logmirror.kv.v1.LogStatus
+	(*LogMemberStatus)(nil),        // 47: logmirror.kv.v1.LogMemberStatus
+	(*TxnOperation_Put)(nil),       // 48: logmirror.kv.v1.TxnOperation.Put
+	(*TxnOperation_Delete)(nil),    // 49: logmirror.kv.v1.TxnOperation.Delete
+	(*TxnOperation_Read)(nil),      // 50: logmirror.kv.v1.TxnOperation.Read
+	(*TxnOperation_Nested)(nil),    // 51: logmirror.kv.v1.TxnOperation.Nested
+	(*TxnResult_Put)(nil),          // 52: logmirror.kv.v1.TxnResult.Put
+	(*TxnResult_Delete)(nil),       // 53: logmirror.kv.v1.TxnResult.Delete
+	(*TxnResult_Read)(nil),         // 54: logmirror.kv.v1.TxnResult.Read
+	(*TxnResult_Nested)(nil),       // 55: logmirror.kv.v1.TxnResult.Nested
+	(*WatchRequest_Create)(nil),    // 56: logmirror.kv.v1.WatchRequest.Create
+	(*WatchRequest_Cancel)(nil),    // 57: logmirror.kv.v1.WatchRequest.Cancel
+	(*WatchRequest_Progress)(nil),  // 58: logmirror.kv.v1.WatchRequest.Progress
 }
 var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	0,  // 0: logmirror.kv.v1.Consistency.level:type_name -> logmirror.kv.v1.Consistency.Level
-	5,  // 1: logmirror.kv.v1.Consistency.at_least:type_name -> logmirror.kv.v1.Token
-	7,  // 2: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 3: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	3,  // 4: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
-	6,  // 5: logmirror.kv.v1.GetRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	4,  // 6: logmirror.kv.v1.GetResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	3,  // 7: logmirror.kv.v1.GetResponse.key_value:type_name -> logmirror.kv.v1.KeyValue
-	6,  // 8: logmirror.kv.v1.ListRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	4,  // 9: logmirror.kv.v1.ListResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	3,  // 10: logmirror.kv.v1.ListResponse.key_values:type_name -> logmirror.kv.v1.KeyValue
-	7,  // 11: logmirror.kv.v1.DeleteRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 12: logmirror.kv.v1.DeleteResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	3,  // 13: logmirror.kv.v1.DeleteResponse.previous:type_name -> logmirror.kv.v1.KeyValue
-	7,  // 14: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 15: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	3,  // 16: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
+	6,  // 1: logmirror.kv.v1.Consistency.at_least:type_name -> logmirror.kv.v1.Token
+	8,  // 2: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 3: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 4: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
+	7,  // 5: logmirror.kv.v1.GetRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	5,  // 6: logmirror.kv.v1.GetResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 7: logmirror.kv.v1.GetResponse.key_value:type_name -> logmirror.kv.v1.KeyValue
+	7,  // 8: logmirror.kv.v1.ListRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	5,  // 9: logmirror.kv.v1.ListResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 10: logmirror.kv.v1.ListResponse.key_values:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 11: logmirror.kv.v1.DeleteRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 12: logmirror.kv.v1.DeleteResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 13: logmirror.kv.v1.DeleteResponse.previous:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 14: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 15: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 16: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
 	1,  // 17: logmirror.kv.v1.Compare.relation:type_name -> logmirror.kv.v1.Compare.Relation
-	18, // 18: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
-	20, // 19: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
-	20, // 20: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
-	7,  // 21: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	6,  // 22: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	44, // 23: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
-	45, // 24: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
-	46, // 25: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
-	47, // 26: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
-	4,  // 27: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	22, // 28: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
-	48, // 29: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
-	49, // 30: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
-	50, // 31: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
-	51, // 32: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
-	7,  // 33: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 34: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	52, // 35: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
-	53, // 36: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
-	54, // 37: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
-	4,  // 38: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	27, // 39: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
+	19, // 18: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
+	21, // 19: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
+	21, // 20: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
+	8,  // 21: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	7,  // 22: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	48, // 23: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
+	49, // 24: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
+	50, // 25: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
+	51, // 26: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
+	5,  // 27: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	23, // 28: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
+	52, // 29: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
+	53, // 30: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
+	54, // 31: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
+	55, // 32: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
+	8,  // 33: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 34: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	56, // 35: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
+	57, // 36: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
+	58, // 37: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
+	5,  // 38: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	28, // 39: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
 	2,  // 40: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
-	3,  // 41: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
-	3,  // 42: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
-	7,  // 43: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 44: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	7,  // 45: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	4,  // 46: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 47: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 48: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 49: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	38, // 50: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
-	4,  // 51: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	41, // 52: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
-	42, // 53: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
-	43, // 54: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
-	18, // 55: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
-	20, // 56: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
-	20, // 57: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
-	3,  // 58: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
-	3,  // 59: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
-	3,  // 60: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
-	22, // 61: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
-	8,  // 62: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
-	10, // 63: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
-	12, // 64: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
-	14, // 65: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
-	16, // 66: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
-	19, // 67: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
-	23, // 68: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
-	25, // 69: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
-	28, // 70: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
-	30, // 71: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
-	32, // 72: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
-	34, // 73: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
-	36, // 74: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
-	39, // 75: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
-	9,  // 76: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
-	11, // 77: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
-	13, // 78: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
-	15, // 79: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
-	17, // 80: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
-	21, // 81: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
-	24, // 82: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
-	26, // 83: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
-	29, // 84: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
-	31, // 85: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
-	33, // 86: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
-	35, // 87: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
-	37, // 88: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
-	40, // 89: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
-	76, // [76:90] is the sub-list for method output_type
-	62, // [62:76] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	4,  // 41: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 42: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 43: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 44: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	8,  // 45: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 46: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 47: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 48: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 49: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	39, // 50: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
+	3,  // 51: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
+	8,  // 52: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 53: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	42, // 54: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
+	5,  // 55: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	45, // 56: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
+	46, // 57: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
+	47, // 58: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
+	19, // 59: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
+	21, // 60: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
+	21, // 61: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
+	4,  // 62: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 63: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 64: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
+	23, // 65: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
+	9,  // 66: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
+	11, // 67: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
+	13, // 68: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
+	15, // 69: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
+	17, // 70: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
+	20, // 71: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
+	24, // 72: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
+	26, // 73: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
+	29, // 74: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
+	31, // 75: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
+	33, // 76: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
+	35, // 77: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
+	37, // 78: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
+	40, // 79: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
+	43, // 80: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
+	10, // 81: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
+	12, // 82: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
+	14, // 83: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
+	16, // 84: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
+	18, // 85: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
+	22, // 86: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
+	25, // 87: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
+	27, // 88: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
+	30, // 89: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
+	32, // 90: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
+	34, // 91: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
+	36, // 92: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
+	38, // 93: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
+	41, // 94: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
+	44, // 95: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
+	81, // [81:96] is the sub-list for method output_type
+	66, // [66:81] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_kv_v1_kv_proto_init() }
@@ -4562,10 +4840,10 @@ func file_logmirror_kv_v1_kv_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_kv_v1_kv_proto_rawDesc), len(file_logmirror_kv_v1_kv_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   52,
+			NumEnums:      4,
+			NumMessages:   55,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_logmirror_kv_v1_kv_proto_goTypes,
 		DependencyIndexes: file_logmirror_kv_v1_kv_proto_depIdxs,

@@ -741,6 +741,120 @@ var LeaseService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	IdService_Generate_FullMethodName = "/logmirror.kv.v1.IdService/Generate"
+)
+
+// IdServiceClient is the client API for IdService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// IdService gives ids that are unique in the cluster. All but those of a sequence are made by the frontend that is asked,
+// without a round trip to the log but for a rare grant.
+type IdServiceClient interface {
+	// Generate gives ids, each once, whatever clocks do. UNAVAILABLE: the frontend cannot get what it needs from the log, or
+	// its clock is too far behind; RESOURCE_EXHAUSTED: no node number is free, or the range is used up. Both may be asked
+	// again at any time: an id that was never received is only a gap.
+	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error)
+}
+
+type idServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewIdServiceClient(cc grpc.ClientConnInterface) IdServiceClient {
+	return &idServiceClient{cc}
+}
+
+func (c *idServiceClient) Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateResponse)
+	err := c.cc.Invoke(ctx, IdService_Generate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// IdServiceServer is the server API for IdService service.
+// All implementations must embed UnimplementedIdServiceServer
+// for forward compatibility.
+//
+// IdService gives ids that are unique in the cluster. All but those of a sequence are made by the frontend that is asked,
+// without a round trip to the log but for a rare grant.
+type IdServiceServer interface {
+	// Generate gives ids, each once, whatever clocks do. UNAVAILABLE: the frontend cannot get what it needs from the log, or
+	// its clock is too far behind; RESOURCE_EXHAUSTED: no node number is free, or the range is used up. Both may be asked
+	// again at any time: an id that was never received is only a gap.
+	Generate(context.Context, *GenerateRequest) (*GenerateResponse, error)
+	mustEmbedUnimplementedIdServiceServer()
+}
+
+// UnimplementedIdServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedIdServiceServer struct{}
+
+func (UnimplementedIdServiceServer) Generate(context.Context, *GenerateRequest) (*GenerateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Generate not implemented")
+}
+func (UnimplementedIdServiceServer) mustEmbedUnimplementedIdServiceServer() {}
+func (UnimplementedIdServiceServer) testEmbeddedByValue()                   {}
+
+// UnsafeIdServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to IdServiceServer will
+// result in compilation errors.
+type UnsafeIdServiceServer interface {
+	mustEmbedUnimplementedIdServiceServer()
+}
+
+func RegisterIdServiceServer(s grpc.ServiceRegistrar, srv IdServiceServer) {
+	// If the following call panics, it indicates UnimplementedIdServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&IdService_ServiceDesc, srv)
+}
+
+func _IdService_Generate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdServiceServer).Generate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IdService_Generate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdServiceServer).Generate(ctx, req.(*GenerateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// IdService_ServiceDesc is the grpc.ServiceDesc for IdService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var IdService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "logmirror.kv.v1.IdService",
+	HandlerType: (*IdServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Generate",
+			Handler:    _IdService_Generate_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "logmirror/kv/v1/kv.proto",
+}
+
+const (
 	ClusterService_Status_FullMethodName = "/logmirror.kv.v1.ClusterService/Status"
 )
 
