@@ -21,12 +21,11 @@ type elections struct {
 	attempts int
 	// heard is the tick at which each member was last heard in the current term.
 	heard map[uint64]int
-	// resignAfterTransferAt is the tick at which a transfer away from a stalled disk has had its chance.
-	transferredAt int
 	// preferredSince is the tick since which a voter that the policy prefers could have taken over; zero for none.
 	preferredSince int
-	policyRestAt   int
-	transfers      []pendingTransfer
+	// policyRestAt is the tick before which the policy does not try again.
+	policyRestAt int
+	transfers    []pendingTransfer
 }
 
 type pendingTransfer struct {

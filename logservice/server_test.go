@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -467,5 +468,45 @@ func TestLatencyUnderLoad(t *testing.T) {
 			}
 		}
 		cancel()
+	})
+}
+
+// A caller that has said all it wants to gets its answers, and then the end of the stream.
+func TestHalfClosedStreamsEnd(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, c *testCluster) {
+		c.lead("us")
+		stream, err := c.client("eu").ReadRound(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(&logv1.ReadRoundRequest{Handshake: &logv1.Handshake{}, Id: 1})
+		_ = stream.Send(&logv1.ReadRoundRequest{Id: 2})
+		_ = stream.CloseSend()
+		got := []uint64{}
+		for {
+			answer, err := stream.Recv()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					t.Error(err)
+				}
+				break
+			}
+			got = append(got, answer.Id)
+		}
+		if fmt.Sprint(got) != "[0 1 2]" { // the handshake first
+			t.Errorf("answers %v", got)
+		}
+		appends, err := c.client("eu").Append(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = appends.Send(&logv1.AppendRequest{Handshake: &logv1.Handshake{}})
+		_ = appends.CloseSend()
+		if _, err := appends.Recv(); err != nil {
+			t.Error(err)
+		}
+		if _, err := appends.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("append ended with %v", err)
+		}
 	})
 }

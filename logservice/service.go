@@ -64,6 +64,7 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 					}
 				}
 				if request, err = stream.Recv(); err != nil {
+					rejections.close()
 					return err
 				}
 			}
@@ -95,27 +96,28 @@ func (s *service) ReadRound(stream logv1.LogService_ReadRoundServer) error {
 		return err
 	}
 	answers := newMailbox[*logv1.ReadRoundResponse](2 * maxStreamRounds)
-	var underWay atomic.Int32
+	ask := func(ctx context.Context, id uint64) error {
+		if answers.expect() > maxStreamRounds {
+			answers.settle(&logv1.ReadRoundResponse{Id: id, Failure: failureTooMany})
+			return nil
+		}
+		began := time.Now()
+		token := srv.answers.expectRound(func(r RoundResult) {
+			srv.metrics.round(r, time.Since(began))
+			answers.settle(&logv1.ReadRoundResponse{Id: id, Index: r.Index, Failure: r.Failure})
+		})
+		return srv.post(ctx, AskRound{Token: token})
+	}
 	return duplex(stream.Context(),
 		func(ctx context.Context) error {
 			for request := first; ; {
 				if id := request.GetId(); id != 0 {
-					if underWay.Add(1) > maxStreamRounds {
-						underWay.Add(-1)
-						answers.put(&logv1.ReadRoundResponse{Id: id, Failure: failureTooMany})
-					} else {
-						began := time.Now()
-						token := srv.answers.expectRound(func(r RoundResult) {
-							underWay.Add(-1)
-							srv.metrics.round(r, time.Since(began))
-							answers.put(&logv1.ReadRoundResponse{Id: id, Index: r.Index, Failure: r.Failure})
-						})
-						if err := srv.post(ctx, AskRound{Token: token}); err != nil {
-							return err
-						}
+					if err := ask(ctx, id); err != nil {
+						return err
 					}
 				}
 				if request, err = stream.Recv(); err != nil {
+					answers.close()
 					return err
 				}
 			}
@@ -135,8 +137,8 @@ func (s *service) ReadRound(stream logv1.LogService_ReadRoundServer) error {
 		}, srv)
 }
 
-// duplex runs both directions of a stream until one of them ends. A caller that has said all it wants to still gets
-// what it waits for.
+// duplex runs both directions of a stream. When the caller has said all (receive returns io.EOF), send goes on until it
+// has nothing more to say; any other end of one direction ends both.
 func duplex(parent context.Context, receive, send func(ctx context.Context) error, srv *Server) error {
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
@@ -144,30 +146,32 @@ func duplex(parent context.Context, receive, send func(ctx context.Context) erro
 	defer stopped()
 	received := make(chan error, 1)
 	sent := make(chan error, 1)
+	// receive may be inside Recv, which only the end of the stream ends: nobody waits for it.
 	go func() { received <- receive(ctx) }()
 	go func() { sent <- send(ctx) }()
-	for {
-		select {
-		case err := <-received:
-			if !errors.Is(err, io.EOF) {
-				cancel()
-				<-sent
-				return callerError(err, srv)
-			}
-			received = nil
-		case err := <-sent:
-			cancel()
-			return callerError(err, srv)
-		case <-ctx.Done():
-			<-sent
-			return callerError(ctx.Err(), srv)
-		}
+	var err error
+	select {
+	case err = <-sent:
+		return callerError(err, srv)
+	case err = <-received:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
+	if !errors.Is(err, io.EOF) {
+		cancel()
+	}
+	// A message must not be sent after the stream's handler has returned.
+	if sendErr := <-sent; errors.Is(err, io.EOF) {
+		err = sendErr
+	}
+	return callerError(err, srv)
 }
 
 // callerError is what a caller is told of the end of its stream.
 func callerError(err error, srv *Server) error {
 	switch {
+	case errors.Is(err, io.EOF):
+		return nil
 	case srv.ctx.Err() != nil, errors.Is(err, ErrStopped):
 		return status.Error(codes.Unavailable, "this member is shutting down")
 	case errors.Is(err, context.Canceled):
@@ -338,19 +342,47 @@ type mailbox[T any] struct {
 	mu    sync.Mutex
 	items []T
 	limit int
-	wake  chan struct{}
+	// expected counts the items announced by expect that have not come.
+	expected int
+	closed   bool
+	wake     chan struct{}
 }
 
 func newMailbox[T any](limit int) *mailbox[T] {
 	return &mailbox[T]{limit: limit, wake: make(chan struct{}, 1)}
 }
 
-func (m *mailbox[T]) put(item T) {
+// expect announces an item, which settle will bring, and returns how many are announced.
+func (m *mailbox[T]) expect() int {
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.expected++
+	return m.expected
+}
+
+func (m *mailbox[T]) settle(item T) { m.add(item, 1) }
+
+func (m *mailbox[T]) put(item T) { m.add(item, 0) }
+
+func (m *mailbox[T]) add(item T, expected int) {
+	m.mu.Lock()
+	m.expected -= expected
 	if len(m.items) < m.limit {
 		m.items = append(m.items, item)
 	}
 	m.mu.Unlock()
+	m.signal()
+}
+
+// close lets take return io.EOF once all that was announced has come and has been taken.
+func (m *mailbox[T]) close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.signal()
+}
+
+func (m *mailbox[T]) signal() {
 	select {
 	case m.wake <- struct{}{}:
 	default:
@@ -361,11 +393,14 @@ func (m *mailbox[T]) put(item T) {
 func (m *mailbox[T]) take(ctx context.Context) ([]T, error) {
 	for {
 		m.mu.Lock()
-		items := m.items
+		items, ended := m.items, m.closed && m.expected == 0
 		m.items = nil
 		m.mu.Unlock()
-		if len(items) > 0 {
+		switch {
+		case len(items) > 0:
 			return items, nil
+		case ended:
+			return nil, io.EOF
 		}
 		select {
 		case <-m.wake:

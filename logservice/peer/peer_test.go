@@ -150,7 +150,7 @@ func raftMessage(bytes int) *logv1.PeerFrame {
 func TestFramesArriveInOrderAfterHalfARoundTrip(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
 		for id := range uint64(1000) {
-			if unsent := p.nodes[us].Transport.Send(eu, []*logv1.PeerFrame{question(2 * id), question(2*id + 1)}); unsent != nil {
+			if unsent := p.nodes[us].Send(eu, []*logv1.PeerFrame{question(2 * id), question(2*id + 1)}); unsent != nil {
 				t.Fatal("unsent", unsent)
 			}
 		}
@@ -183,7 +183,7 @@ func TestStalledTarget(t *testing.T) {
 		p.nodes[eu].hold = hold
 		p.nodes[eu].mu.Unlock()
 		for range 400 { // fills the flow control window, then the queue
-			sender.Transport.Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
+			sender.Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
 			time.Sleep(time.Millisecond)
 		}
 		if h := sender.Health(eu); h.QueuedBytes > 1<<20 || h.QueuedBytes == 0 {
@@ -191,13 +191,13 @@ func TestStalledTarget(t *testing.T) {
 		}
 		var unsent []*logv1.PeerFrame
 		for seq := range uint64(30) {
-			unsent = append(unsent, sender.Transport.Send(eu, []*logv1.PeerFrame{proposal(seq, 100<<10)})...)
+			unsent = append(unsent, sender.Send(eu, []*logv1.PeerFrame{proposal(seq, 100<<10)})...)
 		}
 		if len(unsent) == 0 || len(unsent) == 30 {
 			t.Errorf("%d of 30 proposals came back", len(unsent))
 		}
 		// The others notice nothing.
-		sender.Transport.Send(ap, []*logv1.PeerFrame{question(7)})
+		sender.Send(ap, []*logv1.PeerFrame{question(7)})
 		time.Sleep(roundTrip)
 		if got := p.nodes[ap].got(us); len(got) != 1 {
 			t.Errorf("%d frames at ap", len(got))
@@ -226,13 +226,13 @@ func TestTargetThatIsDown(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
 		p.nodes[eu].stop()
 		time.Sleep(time.Second)
-		if unsent := p.nodes[us].Transport.Send(eu, []*logv1.PeerFrame{question(1), proposal(1, 1)}); len(unsent) != 1 {
+		if unsent := p.nodes[us].Send(eu, []*logv1.PeerFrame{question(1), proposal(1, 1)}); len(unsent) != 1 {
 			t.Errorf("unsent %v", unsent)
 		}
 		time.Sleep(20 * time.Second)
 		back := p.start(eu)
 		time.Sleep(2 * time.Second)
-		if unsent := p.nodes[us].Transport.Send(eu, []*logv1.PeerFrame{question(2), proposal(2, 1)}); len(unsent) != 0 {
+		if unsent := p.nodes[us].Send(eu, []*logv1.PeerFrame{question(2), proposal(2, 1)}); len(unsent) != 0 {
 			t.Errorf("unsent %v", unsent)
 		}
 		time.Sleep(roundTrip)
@@ -250,10 +250,10 @@ func TestBrokenStreamGivesProposalsBack(t *testing.T) {
 		p.nodes[eu].hold = hold
 		p.nodes[eu].mu.Unlock()
 		for range 300 {
-			p.nodes[us].Transport.Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
+			p.nodes[us].Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
 		}
 		time.Sleep(time.Second)
-		p.nodes[us].Transport.Send(eu, []*logv1.PeerFrame{proposal(1, 1)})
+		p.nodes[us].Send(eu, []*logv1.PeerFrame{proposal(1, 1)})
 		p.nodes[eu].stop()
 		time.Sleep(time.Second)
 		close(hold)
