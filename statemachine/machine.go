@@ -66,10 +66,17 @@ func New(o Options) *Machine {
 	if o.Space == nil {
 		o.Space = keyspace.New(keyspace.Options{})
 	}
+	m := newMachine(o)
+	m.space.Publish(0, m.revision)
+	return m
+}
+
+// newMachine makes a machine whose key space shows nothing yet.
+func newMachine(o Options) *Machine {
 	if o.CompactionBudget <= 0 {
 		o.CompactionBudget = 1024
 	}
-	m := &Machine{
+	return &Machine{
 		space:            o.Space,
 		compactionBudget: o.CompactionBudget,
 		revision:         1,
@@ -81,8 +88,6 @@ func New(o Options) *Machine {
 		regions:          make(map[string]RegionState),
 		ids:              newIDTables(),
 	}
-	m.space.Publish(0, m.revision)
-	return m
 }
 
 // SkipReason says why an entry was not applied. It is decided by the state, the same on every mirror.
