@@ -265,6 +265,23 @@ func TestCapacity(t *testing.T) {
 	must(t, other.Allocate(10000))
 }
 
+func TestPartialWrite(t *testing.T) {
+	m := NewMemory(1)
+	file := create(t, m, "file")
+	m.SetHook(func(op Operation) error {
+		if op.Kind == OpWrite {
+			return &PartialWrite{Bytes: 2, Err: syscall.EIO}
+		}
+		return nil
+	})
+	if n, err := file.WriteAt([]byte("abc"), 0); n != 2 || !errors.Is(err, syscall.EIO) {
+		t.Errorf("wrote %d bytes: %v", n, err)
+	}
+	if got := readAll(t, m, "file"); got != "ab" {
+		t.Errorf("read %q", got)
+	}
+}
+
 func TestCrashAtAndCorruption(t *testing.T) {
 	m := NewMemory(3)
 	file := create(t, m, "file")

@@ -9,12 +9,22 @@ import (
 )
 
 // SetHook has every operation pass through a function first, without any lock held: it may wait (a slow disk, in
-// virtual time too), look, or return an error, which then is the operation's, without effect. Nil takes it away.
+// virtual time too), look, or return an error, which then is the operation's, without effect but for PartialWrite and a failed sync. Nil takes it away.
 func (m *Memory) SetHook(hook func(Operation) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.hook = hook
 }
+
+// PartialWrite is an error for a hook to return from a write: the first Bytes of it are written before it fails.
+type PartialWrite struct {
+	Bytes int
+	Err   error
+}
+
+func (e *PartialWrite) Error() string { return fmt.Sprintf("after %d bytes: %v", e.Bytes, e.Err) }
+
+func (e *PartialWrite) Unwrap() error { return e.Err }
 
 // SetShortReads has every read stop short of its end, at a byte chosen by the seed, with io.ErrUnexpectedEOF.
 func (m *Memory) SetShortReads(short bool) {

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -142,7 +143,15 @@ func (f *memoryFile) ReadAt(p []byte, offset int64) (int, error) {
 // WriteAt implements File. A full disk takes the bytes that still fit.
 func (f *memoryFile) WriteAt(p []byte, offset int64) (int, error) {
 	op := Operation{Kind: OpWrite, Name: f.name, Offset: offset, Length: int64(len(p))}
+	var partial *PartialWrite
 	crashes, err := f.begin(op, true)
+	if errors.As(err, &partial) && !errors.Is(err, ErrCrashed) {
+		f.memory.mu.Lock()
+		defer f.memory.mu.Unlock()
+		n := min(partial.Bytes, len(p))
+		f.change(dataChange{offset: offset, data: append([]byte(nil), p[:n]...), size: -1})
+		return n, err
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -117,6 +117,48 @@ func TestCrashAtEveryOperation(t *testing.T) {
 	}
 }
 
+// TestKillAtEveryOperation ends the process before each operation of the script in turn, with all that was written still in
+// the system's memory; the next process opens the log and appends to it, and then the power is cut.
+func TestKillAtEveryOperation(t *testing.T) {
+	steps := script()
+	for at := 1; ; at++ {
+		fsys := disk.NewMemory(uint64(at))
+		count, killed := 0, false
+		fsys.SetHook(func(op disk.Operation) error {
+			if count++; count == at {
+				killed = true
+				fsys.Kill()
+			}
+			return nil
+		})
+		before, after := &model{}, &model{}
+		l, err := Open(fsys, testDir, testOptions())
+		for i := 0; err == nil && i < len(steps); i++ {
+			steps[i].model(after)
+			if err = steps[i].log(l); err == nil {
+				after.trimmedTo(l.FirstIndex())
+				before = after.clone()
+			}
+		}
+		if !killed {
+			must(t, err)
+			return
+		}
+		fsys.SetHook(nil)
+		l = open(t, fsys, testOptions())
+		outcome(t, l, before, after, fmt.Sprintf("operation %d", at))
+		last, state := l.LastIndex(), l.HardState()
+		must(t, l.Append(Group{HardState: HardState{Term: state.Term + 1, Commit: last}, Entries: entries(last+1, 1, 9, 9)}))
+		fsys.Crash()
+		fsys.Restart()
+		l = open(t, fsys, testOptions())
+		if l.LastIndex() != last+1 || l.HardState().Term != state.Term+1 {
+			t.Fatalf("operation %d: what was acknowledged afterwards is gone: last %d, want %d", at, l.LastIndex(), last+1)
+		}
+		closeLog(t, l)
+	}
+}
+
 // openThroughCrash opens the log after further crashes in the middle of opening it.
 func openThroughCrash(fsys *disk.Memory, seed uint64) (*Log, error) {
 	for next := 1 + seed%3; ; next++ {
@@ -167,8 +209,13 @@ func goOn(t *testing.T, fsys *disk.Memory, l *Log) {
 // smallLog writes a log of a few segments and returns what it holds, and the place of its last frame.
 func smallLog(t testing.TB, fsys disk.FS) (m *model, lastFile string, lastFrame DumpRecord) {
 	t.Helper()
+	return smallLogIn(t, fsys, 2048)
+}
+
+func smallLogIn(t testing.TB, fsys disk.FS, segmentBytes int64) (m *model, lastFile string, lastFrame DumpRecord) {
+	t.Helper()
 	o := testOptions()
-	o.SegmentBytes = 2048
+	o.SegmentBytes = segmentBytes
 	l := open(t, fsys, o)
 	m = &model{}
 	for i, g := range []Group{
@@ -200,261 +247,6 @@ func segmentPaths(fsys *disk.Memory) (paths []string) {
 		}
 	}
 	return paths
-}
-
-// frameAt returns the record that a byte belongs to.
-func frameAt(records []DumpRecord, file string, offset int64) (DumpRecord, bool) {
-	for _, r := range records {
-		if r.File == file && offset >= r.Offset && offset < r.Offset+r.Length {
-			return r, true
-		}
-	}
-	return DumpRecord{}, false
-}
-
-// TestEveryDamagedByteIsFound changes each byte of a log in turn: opening refuses and names the place, or the byte meant
-// nothing and the log holds what it held. That includes the frame that was acknowledged last.
-func TestEveryDamagedByteIsFound(t *testing.T) {
-	for _, mask := range []byte{0x01, 0x80, 0xff} {
-		fsys := disk.NewMemory(1)
-		m, _, _ := smallLog(t, fsys)
-		var records []DumpRecord
-		must(t, Dump(fsys, testDir, func(r DumpRecord) error {
-			records = append(records, DumpRecord{File: r.File, Offset: r.Offset, Length: r.Length})
-			return nil
-		}))
-		refused := 0
-		paths := segmentPaths(fsys)
-		if len(paths) < 2 {
-			t.Fatalf("only %d segments", len(paths))
-		}
-		for _, path := range paths {
-			content, err := fsys.Bytes(path)
-			must(t, err)
-			for offset := range int64(len(content)) {
-				must(t, fsys.Corrupt(path, offset, mask))
-				record, used := frameAt(records, path, offset)
-				var damage *CorruptError
-				l, err := Open(fsys, testDir, testOptions())
-				switch {
-				case err == nil:
-					if used {
-						t.Fatalf("%s: byte %d changed by %x was not missed", path, offset, mask)
-					}
-					if err := m.compare(l); err != nil {
-						t.Fatalf("%s: byte %d changed by %x: %v", path, offset, mask, err)
-					}
-					closeLog(t, l)
-				case errors.As(err, &damage):
-					refused++
-					if !used || damage.File != path || damage.Offset != record.Offset {
-						t.Fatalf("%s: byte %d changed by %x: %v", path, offset, mask, err)
-					}
-				case record.Offset != 0 || !used: // a header may name another version or member
-					t.Fatalf("%s: byte %d changed by %x: %v", path, offset, mask, err)
-				}
-				must(t, fsys.SetBytes(path, content))
-			}
-		}
-		if refused < 2000 {
-			t.Errorf("only %d of the changed bytes were refused", refused)
-		}
-	}
-}
-
-// TestDamageIsFoundWhenRead changes bytes of a log that is open.
-func TestDamageIsFoundWhenRead(t *testing.T) {
-	fsys := disk.NewMemory(1)
-	m, _, _ := smallLog(t, fsys)
-	var records []DumpRecord
-	must(t, Dump(fsys, testDir, func(r DumpRecord) error {
-		if r.Frame != nil {
-			records = append(records, DumpRecord{File: r.File, Offset: r.Offset, Length: r.Length})
-		}
-		return nil
-	}))
-	l := open(t, fsys, testOptions())
-	defer closeLog(t, l)
-	for _, r := range records {
-		for offset := r.Offset; offset < r.Offset+r.Length; offset++ {
-			must(t, fsys.Corrupt(r.File, offset, 0x10))
-			for index := l.FirstIndex(); index <= l.LastIndex(); index++ {
-				var damage *CorruptError
-				err := m.compareEntries(l, index, index+1, 0)
-				if err != nil && (!errors.As(err, &damage) || damage.File != r.File || damage.Offset != r.Offset) {
-					t.Fatalf("%s: byte %d: entry %d: %v", r.File, offset, index, err)
-				}
-			}
-			must(t, fsys.Corrupt(r.File, offset, 0x10))
-		}
-	}
-}
-
-// TestTruncatedFileIsRefused cuts each segment at every byte. A segment's size is durable before it is part of the log,
-// so that a shorter file is damage wherever it ends.
-func TestTruncatedFileIsRefused(t *testing.T) {
-	fsys := disk.NewMemory(1)
-	m, _, _ := smallLog(t, fsys)
-	for _, path := range segmentPaths(fsys) {
-		content, err := fsys.Bytes(path)
-		must(t, err)
-		for size := range len(content) {
-			must(t, fsys.SetBytes(path, content[:size]))
-			l, err := Open(fsys, testDir, testOptions())
-			var damage *CorruptError
-			switch {
-			case err == nil && size >= 2048: // a part of the footer is gone
-				if err := m.compare(l); err != nil {
-					t.Fatalf("%s cut at %d: %v", path, size, err)
-				}
-				closeLog(t, l)
-			case !errors.As(err, &damage) || damage.File != path || damage.Offset > int64(size):
-				t.Fatalf("%s cut at %d: %v", path, size, err)
-			}
-			must(t, fsys.SetBytes(path, content))
-		}
-	}
-}
-
-// TestWriteCutAnywhere leaves of the last write every prefix, then every choice of its sectors: all but the whole write
-// must open to the record before it, and go on.
-func TestWriteCutAnywhere(t *testing.T) {
-	fsys := disk.NewMemory(1)
-	m, path, frame := smallLog(t, fsys)
-	whole, err := fsys.Bytes(path)
-	must(t, err)
-	before := m.clone()
-	before.entries, before.membership = before.entries[:12], []byte("members")
-	try := func(what string, content []byte) {
-		t.Helper()
-		if bytes.Equal(content, whole) {
-			return
-		}
-		must(t, fsys.SetBytes(path, content))
-		l, err := Open(fsys, testDir, testOptions())
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		if err := before.compare(l); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		kept := len(segmentPaths(fsys))
-		goOn(t, fsys, l)
-		added := segmentPaths(fsys)[kept:]
-		for i := len(added) - 1; i >= 0; i-- {
-			must(t, fsys.Remove(added[i]))
-		}
-	}
-	for end := frame.Offset; end < frame.Offset+frame.Length; end++ {
-		content := bytes.Clone(whole)
-		clear(content[end:])
-		try(fmt.Sprintf("cut at %d", end), content)
-	}
-	firstSector := frame.Offset / sectorBytes
-	sectors := (frame.Offset+frame.Length-1)/sectorBytes - firstSector + 1
-	if sectors < 2 {
-		t.Fatalf("the last write has %d sectors", sectors)
-	}
-	for lost := 1; lost < 1<<sectors; lost++ {
-		content := bytes.Clone(whole)
-		for i := range sectors {
-			if lost>>i&1 == 1 {
-				begin := max(frame.Offset, (firstSector+i)*sectorBytes)
-				end := min(frame.Offset+frame.Length, (firstSector+i+1)*sectorBytes)
-				clear(content[begin:end])
-			}
-		}
-		try(fmt.Sprintf("lost sectors %b", lost), content)
-	}
-}
-
-// TestZeroDataIsNotTakenForALostSector has sectors of zeros in the data of the last write: losing one of its other
-// sectors is a torn write, a flipped bit is damage.
-func TestZeroDataIsNotTakenForALostSector(t *testing.T) {
-	for _, size := range []int{300, 1000, 2500} {
-		fsys := disk.NewMemory(1)
-		l := open(t, fsys, testOptions())
-		must(t, l.Append(Group{Entries: entries(1, 1, 1, 40)}))
-		zeros := Entry{Index: 2, Term: 1, Data: make([]byte, size)}
-		must(t, l.Append(Group{Entries: []Entry{zeros}}))
-		offset, length := l.active().tail.end-int64(l.active().tail.length), int64(l.active().tail.length)
-		path := l.active().path
-		closeLog(t, l)
-		for at := offset; at < offset+length; at++ {
-			must(t, fsys.Corrupt(path, at, 0x04))
-			if _, err := Open(fsys, testDir, testOptions()); !errors.Is(err, ErrCorrupt) {
-				t.Fatalf("data of %d zeros, byte %d changed: %v", size, at, err)
-			}
-			must(t, fsys.Corrupt(path, at, 0x04))
-		}
-	}
-}
-
-// TestDataThatLooksLikeFrames stores the log's own frames as data, at every alignment, and tears the write that does: what
-// is left of it must not be taken for frames behind a damaged one.
-func TestDataThatLooksLikeFrames(t *testing.T) {
-	for shift := range 8 {
-		fsys := disk.NewMemory(1)
-		m, path, _ := smallLog(t, fsys)
-		content, err := fsys.Bytes(path)
-		must(t, err)
-		l := open(t, fsys, testOptions())
-		g := Group{Entries: []Entry{{Index: m.last() + 1, Term: 2, Data: append(make([]byte, shift), content...)}}}
-		must(t, l.Append(g))
-		path, end, length := l.active().path, l.active().tail.end, int64(l.active().tail.length)
-		closeLog(t, l)
-		torn, err := fsys.Bytes(path)
-		must(t, err)
-		start := end - length
-		clear(torn[start:][:min(align512(start+1)-start, length)])
-		must(t, fsys.SetBytes(path, torn))
-		l = open(t, fsys, testOptions())
-		must(t, m.compare(l))
-		closeLog(t, l)
-	}
-}
-
-// TestFrameLostBeforeTheTail wipes each frame but the last, as a disk does that loses a block: what follows tells.
-func TestFrameLostBeforeTheTail(t *testing.T) {
-	fsys := disk.NewMemory(1)
-	_, lastFile, lastFrame := smallLog(t, fsys)
-	var frames []DumpRecord
-	must(t, Dump(fsys, testDir, func(r DumpRecord) error {
-		if r.Frame != nil && (r.File != lastFile || r.Offset != lastFrame.Offset) {
-			frames = append(frames, DumpRecord{File: r.File, Offset: r.Offset, Length: r.Length})
-		}
-		return nil
-	}))
-	for _, f := range frames {
-		content, err := fsys.Bytes(f.File)
-		must(t, err)
-		wiped := bytes.Clone(content)
-		clear(wiped[f.Offset : f.Offset+f.Length])
-		must(t, fsys.SetBytes(f.File, wiped))
-		var damage *CorruptError
-		if _, err := Open(fsys, testDir, testOptions()); !errors.As(err, &damage) || damage.File != f.File ||
-			damage.Offset != f.Offset {
-			t.Errorf("%s: frame at %d is gone: %v", f.File, f.Offset, err)
-		}
-		must(t, fsys.SetBytes(f.File, content))
-	}
-}
-
-// TestSegmentMissing removes each segment but the oldest, which may have been trimmed.
-func TestSegmentMissing(t *testing.T) {
-	fsys := disk.NewMemory(1)
-	m, _, _ := smallLog(t, fsys)
-	paths := segmentPaths(fsys)
-	for _, path := range paths[1:] {
-		must(t, fsys.Rename(path, path+".away"))
-		if _, err := Open(fsys, testDir, testOptions()); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("without %s: %v", path, err)
-		}
-		must(t, fsys.Rename(path+".away", path))
-	}
-	l := open(t, fsys, testOptions())
-	must(t, m.compare(l))
-	closeLog(t, l)
 }
 
 // TestRecoveredGroupIsDurable has a process die between the write and the sync of a group, by itself or because the sync
@@ -523,6 +315,26 @@ func TestFailedWriteOrSyncIsFinal(t *testing.T) {
 		}
 		closeLog(t, l)
 	}
+}
+
+// TestFailedReserveIsFinal has the making of the spare fail: the same disk holds the log.
+func TestFailedReserveIsFinal(t *testing.T) {
+	fsys := disk.NewMemory(1)
+	l := open(t, fsys, testOptions())
+	fsys.SetHook(func(op disk.Operation) error {
+		if op.Kind == disk.OpAllocate {
+			return syscall.EIO
+		}
+		return nil
+	})
+	if err := l.Reserve(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("reserve: %v", err)
+	}
+	fsys.SetHook(nil)
+	if err := l.Append(Group{Entries: entries(1, 1, 1, 1)}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("append: %v", err)
+	}
+	closeLog(t, l)
 }
 
 // TestFailureAnywhereIsFinalOrHarmless fails every operation of the script in turn with EIO: the call reports it, and

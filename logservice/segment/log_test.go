@@ -77,7 +77,7 @@ func TestFullDiskUnderWrite(t *testing.T) {
 		g := Group{Entries: entries(index, 2, 1, 300)}
 		fsys.SetHook(func(op disk.Operation) error {
 			if op.Kind == disk.OpWrite {
-				return disk.ErrNoSpace
+				return &disk.PartialWrite{Bytes: int(index) * 100, Err: disk.ErrNoSpace}
 			}
 			return nil
 		})
@@ -88,6 +88,7 @@ func TestFullDiskUnderWrite(t *testing.T) {
 			t.Fatalf("second append without room: %v", err)
 		}
 		fsys.SetHook(nil)
+		g = Group{Entries: entries(index, 2, 1, 100)}
 		must(t, l.Append(g))
 		m.append(g)
 		must(t, m.compare(l))
@@ -126,6 +127,37 @@ func TestSpaceIsReservedAhead(t *testing.T) {
 	})
 }
 
+// TestReserveBesideRoll asks for a spare while the last one is being given its name as a segment.
+func TestReserveBesideRoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fsys := disk.NewMemory(1)
+		l := open(t, fsys, testOptions())
+		m := &model{}
+		for range 3 {
+			must(t, l.Reserve())
+			fsys.SetHook(func(op disk.Operation) error {
+				if op.Kind == disk.OpRename {
+					time.Sleep(time.Second)
+				}
+				return nil
+			})
+			g := Group{Entries: entries(m.last()+1, 3, 1, 900)}
+			var writers sync.WaitGroup
+			writers.Go(func() { must(t, l.Append(g)) })
+			synctest.Wait()
+			writers.Go(func() { must(t, l.Reserve()) })
+			writers.Wait()
+			m.append(g)
+			must(t, m.compare(l))
+			fsys.SetHook(nil)
+		}
+		closeLog(t, l)
+		l = open(t, fsys, testOptions())
+		must(t, m.compare(l))
+		closeLog(t, l)
+	})
+}
+
 // TestReadersDoNotWaitForTheDisk has a sync take a minute of virtual time: reads are answered at once, and see nothing of
 // the group under way.
 func TestReadersDoNotWaitForTheDisk(t *testing.T) {
@@ -141,7 +173,9 @@ func TestReadersDoNotWaitForTheDisk(t *testing.T) {
 		})
 		start := time.Now()
 		var writers sync.WaitGroup
-		writers.Go(func() { must(t, l.Append(Group{HardState: HardState{Term: 1, Commit: 2}, Entries: entries(3, 1, 1, 1)})) })
+		writers.Go(func() {
+			must(t, l.Append(Group{HardState: HardState{Term: 1, Commit: 2}, Entries: entries(3, 1, 1, 1)}))
+		})
 		synctest.Wait()
 		writers.Go(func() { must(t, l.Trim(0)) })
 		synctest.Wait()

@@ -47,6 +47,11 @@ func (l *Log) recover() error {
 	if err != nil {
 		return err
 	}
+	for _, s := range replaced {
+		if err := l.removeFile(s); err != nil {
+			return err
+		}
+	}
 	if len(l.segments) == 0 {
 		return l.roll(0)
 	}
@@ -57,11 +62,6 @@ func (l *Log) recover() error {
 	}
 	if err := l.syncTail(active); err != nil {
 		return err
-	}
-	for _, s := range replaced {
-		if err := l.removeFile(s); err != nil {
-			return err
-		}
 	}
 	return l.renewFooters()
 }

@@ -21,8 +21,8 @@ type liveFrame struct {
 
 // Entries returns entries from lo on, up to but not including hi: at least one, as many as have maxBytes of data
 // together (zero or less: Options.MaxReadBytes, which bounds it in any case), and all from one moment of the log. Every
-// frame is checked as it is read: *CorruptError names what does not match. The caller owns the result. It may run beside
-// everything else.
+// frame is checked as it is read: *CorruptError names what does not match. The caller owns the result; the data of one
+// call share their memory. It may run beside everything else.
 func (l *Log) Entries(lo, hi uint64, maxBytes int) ([]Entry, error) {
 	if maxBytes <= 0 {
 		maxBytes = l.options.MaxReadBytes
