@@ -93,7 +93,7 @@ func (a *Appender) run() {
 	defer close(a.stopped)
 	c := a.client
 	for a.ctx.Err() == nil {
-		address, roundTrip, _, err := c.await(a.ctx)
+		address, roundTrip, err := c.await(a.ctx)
 		if err != nil {
 			return
 		}

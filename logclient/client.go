@@ -299,9 +299,8 @@ func (c *Client) refuse(address string, reason error) error {
 	return final
 }
 
-// await returns the member that is to be used now, waiting until there is one. The channel is closed when the decision
-// may have changed.
-func (c *Client) await(ctx context.Context) (address string, roundTrip time.Duration, changed <-chan struct{}, err error) {
+// await returns the member that is to be used now, waiting until there is one.
+func (c *Client) await(ctx context.Context) (address string, roundTrip time.Duration, err error) {
 	for {
 		c.mu.Lock()
 		m, wait := c.tracker.usable(time.Now())
@@ -311,7 +310,7 @@ func (c *Client) await(ctx context.Context) (address string, roundTrip time.Dura
 		}
 		c.mu.Unlock()
 		if m != nil {
-			return address, roundTrip, changed, nil
+			return address, roundTrip, nil
 		}
 		if wait == 0 {
 			wait = c.config.RetryMax
@@ -324,7 +323,7 @@ func (c *Client) await(ctx context.Context) (address string, roundTrip time.Dura
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
-			return "", 0, nil, context.Cause(ctx)
+			return "", 0, context.Cause(ctx)
 		}
 	}
 }

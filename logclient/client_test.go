@@ -442,7 +442,6 @@ func TestMembersFile(t *testing.T) {
 // recorder is an AppendHandler that keeps what it is told.
 type recorder struct {
 	mu       sync.Mutex
-	appender *Appender
 	ups      int
 	downs    int
 	rejected []uint64

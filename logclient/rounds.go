@@ -87,7 +87,7 @@ func (c *Client) memberForRound(ctx context.Context, tried []string) (address st
 	defer cancel(nil)
 	stop := context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })
 	defer stop()
-	address, roundTrip, _, err = c.await(merged)
+	address, roundTrip, err = c.await(merged)
 	return address, roundTrip, err
 }
 

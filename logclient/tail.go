@@ -106,7 +106,7 @@ func (t *Tail) run() {
 	defer close(t.stopped)
 	c := t.client
 	for t.ctx.Err() == nil {
-		address, roundTrip, _, err := c.await(t.ctx)
+		address, roundTrip, err := c.await(t.ctx)
 		if err != nil {
 			return
 		}

@@ -38,7 +38,6 @@ type Mirror struct {
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	goroutines sync.WaitGroup
-	stopOnce   sync.Once
 	// done is closed when everything has ended.
 	done chan struct{}
 

@@ -25,8 +25,6 @@ type roundsCore struct {
 // reader waits for a round; done takes one answer.
 type reader struct {
 	done chan roundAnswer
-	// left: nobody waits any more.
-	left bool
 }
 
 type roundAnswer struct {

@@ -86,7 +86,7 @@ func (m *Machine) applyOnce(e *entry, c *command) (Result, error) {
 	seen, err := parseRequestID(c.requestID)
 	if err != nil {
 		refused.Err = err
-		return refused, nil
+		return refused, nil //nolint:nilerr // a refusal is an outcome like any other
 	}
 	if seen >= e.applied.Index {
 		refused.Err = ErrRequestIDFuture

@@ -2,6 +2,7 @@ package statemachine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -221,7 +222,7 @@ func validateCompare(c *commandv1.Compare) error {
 
 // under puts the path of the enclosing field before that of an error.
 func under(err error, format string, args ...any) error {
-	if invalid, ok := err.(*InvalidError); ok {
+	if invalid := (*InvalidError)(nil); errors.As(err, &invalid) {
 		invalid.Field = fmt.Sprintf(format, args...) + "." + invalid.Field
 	}
 	return err

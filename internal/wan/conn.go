@@ -1,6 +1,7 @@
 package wan
 
 import (
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -66,7 +67,7 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 }
 
 func (c *conn) wrap(op string, err error) error {
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
 	return &net.OpError{Op: op, Net: "wan", Source: c.local, Addr: c.remote, Err: err}

@@ -2,6 +2,7 @@ package wan
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -116,7 +117,7 @@ func (l *link) cross(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, f.closeRead)
 	defer stop()
 	_, err := f.read(make([]byte, 1))
-	if err == errCrossed {
+	if errors.Is(err, errCrossed) {
 		return nil
 	}
 	if ctxErr := ctx.Err(); ctxErr != nil {

@@ -79,7 +79,7 @@ const (
 type verdict uint8
 
 const (
-	verdictNone verdict = iota
+	_ verdict = iota
 	// verdictConfirmed: renewed; effects.ttl is the lease's.
 	verdictConfirmed
 	// verdictUnavailable: the keeper cannot vouch for it.

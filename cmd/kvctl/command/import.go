@@ -113,7 +113,9 @@ func (o *options) importFrom(ctx context.Context, connection *client.Client, sou
 		}
 		if end != nil {
 			bar.Finish()
-			progress.finish()
+			if err := progress.finish(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 			return o.print(map[string]any{"imported": number - skipped, "skipped": min(skipped, number)}, func() {
 				o.line("%d keys imported in %s", number-min(skipped, number), time.Since(started).Round(time.Millisecond))
 				if skipped > 0 {
@@ -328,4 +330,5 @@ func (p *importProgress) advance(done int64) error {
 	return os.Rename(temporary, p.path)
 }
 
-func (p *importProgress) finish() { os.Remove(p.path) }
+// finish forgets the record; one that stays behind makes a later import of the same file skip what is in.
+func (p *importProgress) finish() error { return os.Remove(p.path) }

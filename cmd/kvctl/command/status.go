@@ -87,7 +87,9 @@ func (o *options) printStatus(s *kvv1.StatusResponse) {
 		}
 		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%s\n", name, f.GetRegion(), f.GetIncarnation(), f.GetSession(), strings.Join(f.GetClientUrls(), ","))
 	}
-	table.Flush()
+	if err := table.Flush(); err != nil {
+		fmt.Fprintln(o.err, err)
+	}
 }
 
 func orNone(name string) string {
