@@ -246,6 +246,7 @@ func (c *testCluster) check(region string, e *logv1.Entry) {
 // appender is one frontend's stream to a member.
 type appender struct {
 	stream logv1.LogService_AppendClient
+	cancel context.CancelFunc
 	mu     sync.Mutex
 	got    []*logv1.AppendRejection
 }

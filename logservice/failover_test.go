@@ -16,6 +16,7 @@ type writer struct {
 	c       *testCluster
 	region  string
 	session uint64
+	client  logv1.LogServiceClient
 	// done counts the batches seen in the tail.
 	done atomic.Uint64
 	// slowest is the longest time from the first hand-over to the tail, in nanoseconds.
@@ -31,15 +32,20 @@ func (c *testCluster) writer(ctx context.Context, region string, session uint64)
 func (w *writer) run(ctx context.Context) {
 	applied := make(chan uint64, 1000)
 	go w.follow(ctx, applied)
+	var a *appender
 	for seq := uint64(1); ctx.Err() == nil; seq++ {
 		began := time.Now()
-		for tries := 0; w.done.Load() < seq && ctx.Err() == nil; tries++ {
-			if a, err := w.open(ctx); err == nil {
-				a.batch(w.session, seq, fmt.Sprintf("%s %d", w.region, seq))
-				w.await(ctx, applied, seq, 500*time.Millisecond)
-				_ = a.stream.CloseSend()
-			} else {
-				time.Sleep(50 * time.Millisecond)
+		for w.done.Load() < seq && ctx.Err() == nil {
+			if a == nil || a.stream.Context().Err() != nil {
+				var err error
+				if a, err = w.open(ctx); err != nil {
+					time.Sleep(50 * time.Millisecond)
+					continue
+				}
+			}
+			a.batch(w.session, seq, fmt.Sprintf("%s %d", w.region, seq))
+			if !w.await(ctx, applied, seq, 500*time.Millisecond) {
+				a.cancel() // another stream, in case this one is dead
 			}
 		}
 		if took := int64(time.Since(began)); ctx.Err() == nil && took > w.slowest.Load() {
@@ -48,35 +54,47 @@ func (w *writer) run(ctx context.Context) {
 	}
 }
 
-func (w *writer) open(ctx context.Context) (*appender, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	stream, err := w.c.client(w.region).Append(ctx)
+// open gives up on a member that does not answer.
+func (w *writer) open(parent context.Context) (*appender, error) {
+	ctx, cancel := context.WithCancel(parent)
+	if w.client == nil {
+		w.client = w.c.client(w.region)
+	}
+	stream, err := w.client.Append(ctx)
 	if err == nil {
 		err = stream.Send(&logv1.AppendRequest{Handshake: &logv1.Handshake{}})
 	}
 	if err == nil {
+		giveUp := time.AfterFunc(3*time.Second, cancel)
 		_, err = stream.Recv()
+		giveUp.Stop()
 	}
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	context.AfterFunc(ctx, cancel)
-	return &appender{stream: stream}, nil
+	go func() {
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		cancel()
+	}()
+	return &appender{stream: stream, cancel: cancel}, nil
 }
 
-func (w *writer) await(ctx context.Context, applied <-chan uint64, seq uint64, limit time.Duration) {
+func (w *writer) await(ctx context.Context, applied <-chan uint64, seq uint64, limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for w.done.Load() < seq {
 		select {
 		case <-applied:
 		case <-timer.C:
-			return
+			return false
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // follow tails the member from the beginning again and again, and counts the session's batches as apply would: each seq
