@@ -4,8 +4,9 @@ import "fmt"
 
 // compaction is the physical side of Compact: which part of the history may be removed, and how far that has come.
 //
-// A reader that acquired its snapshot before a compaction may still read below it, so removal up to a revision begins when all
-// readers of earlier states are gone. Requests that come meanwhile are merged into one that waits for its turn.
+// A reader that acquired its snapshot before a compaction may still read below it, so removal up to a revision
+// begins when all readers of earlier states are gone. Requests that come meanwhile are merged into one that
+// waits for its turn.
 type compaction struct {
 	published int64 // the compact revision that new readers see
 
@@ -23,9 +24,9 @@ type evacuation struct {
 	offset int
 }
 
-// Compact makes revision the lowest that can be read: for the writer at once; for new snapshots too if the revision is
-// published, else with the next Publish. A revision at or below the present compact revision does nothing. It panics on a
-// revision above all written and published ones. The memory is freed by CompactSome.
+// Compact makes revision the lowest that can be read: for the writer at once; for new snapshots too if the
+// revision is published, else with the next Publish. A revision at or below the present compact revision does
+// nothing. It panics on a revision above all written and published ones. The memory is freed by CompactSome.
 func (s *Space) Compact(revision int64) {
 	if revision <= s.compactRevision {
 		return
@@ -61,10 +62,10 @@ func (s *Space) compactionPublished() {
 	}
 }
 
-// CompactSome does up to budget steps of the work that compactions have left, a step being about one version removed, one
-// record of a mostly dead slab looked at, or 4 KiB copied: well under a microsecond each. It returns whether more can be done at
-// once. If not, there may still be work that waits for readers: call it again after a later entry. A call with nothing
-// to do costs a few nanoseconds.
+// CompactSome does up to budget steps of the work that compactions have left, a step being about one version
+// removed, one record of a mostly dead slab looked at, or 4 KiB copied: well under a microsecond each. It
+// returns whether more can be done at once. If not, there may still be work that waits for readers: call it
+// again after a later entry. A call with nothing to do costs a few nanoseconds.
 func (s *Space) CompactSome(budget int) (more bool) {
 	if !s.compactionPending() {
 		return false
@@ -131,8 +132,9 @@ func (s *Space) retire(kind retireKind, number uint32) {
 	s.retirees.push(retiree{epoch: s.epochs.current.Load(), number: number, kind: kind})
 }
 
-// removeVersions walks the history up to the target. Each change takes away the version that it superseded, and a tombstone
-// that nothing superseded takes away its key. So the work is in proportion to what changed, not to the number of keys.
+// removeVersions walks the history up to the target. Each change takes away the version that it superseded, and
+// a tombstone that nothing superseded takes away its key. So the work is in proportion to what changed, not to
+// the number of keys.
 //
 // A tombstone that was superseded stays until its successor is reached. If that lies above the target, it stays for
 // longer, and does no harm: it says what its absence would.
@@ -162,8 +164,8 @@ func (s *Space) removeVersions(budget int) int {
 	return budget
 }
 
-// removeKey takes a key out of the index whose only version is a tombstone that no reader needs. Readers may still hold
-// its leaf, and find the tombstone through it.
+// removeKey takes a key out of the index whose only version is a tombstone that no reader needs. Readers may
+// still hold its leaf, and find the tombstone through it.
 func (s *Space) removeKey(id, slot uint32) {
 	p := s.index.locate(s.keyOf(id))
 	if !p.found || p.leaf.ids[p.position] != id {

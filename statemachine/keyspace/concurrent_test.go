@@ -32,8 +32,8 @@ func hashOf(key, value []byte, modRevision int64) uint64 {
 	return h.Sum64()
 }
 
-// TestReadersBesideWriter lets readers compare whole ranges, at their snapshot's revision and at older ones, with what the writer
-// recorded of those revisions, while it writes, deletes, compacts and moves records.
+// TestReadersBesideWriter lets readers compare whole ranges, at their snapshot's revision and at older ones,
+// with what the writer recorded of those revisions, while it writes, deletes, compacts and moves records.
 func TestReadersBesideWriter(t *testing.T) {
 	s := spaceOf(t, Options{SlabBytes: 8 << 10})
 	var all records

@@ -1,5 +1,5 @@
-// Package keyspace holds the keys of one mirror in memory: ordered, with every version since the last compaction, for
-// one writer and any number of readers that never stop it.
+// Package keyspace holds the keys of one mirror in memory: ordered, with every version since the last
+// compaction, for one writer and any number of readers that never stop it.
 //
 // # What it promises
 //
@@ -17,17 +17,18 @@
 // # What it assumes
 //
 // One goroutine is the writer. Only it calls Latest, Put, Delete, WriterView, Publish, Compact, CompactSome,
-// LogicalBytes, Restore and CheckInvariants. It writes in ascending (main, sub) order, above the published revision,
-// and publishes after the last write of an entry. Compact only asks for work; the writer does it by calling CompactSome,
-// best after each entry, since what waits for readers can only go on in a later call. Everything else may be called
-// from any goroutine at any time.
+// LogicalBytes, Restore and CheckInvariants. It writes in ascending (main, sub) order, above the published
+// revision, and publishes after the last write of an entry. Compact only asks for work; the writer does it by
+// calling CompactSome, best after each entry, since what waits for readers can only go on in a later call.
+// Everything else may be called from any goroutine at any time.
 //
 // # How it is built
 //
-// A key is found in an ordered index of leaves of up to 64 keys. A key has a 32-bit id, under which the number of its newest
-// version's slot stands in a flat array; a slot holds the version's revision, the slot of the version before and
-// the place of its record in a slab. Records hold the encoded key-value, are written once and need no pointer, so
-// that the garbage collector sees one object per slab and a few per leaf instead of several per key. All links that
-// the writer changes under readers are single atomic words. Superseded versions, keys and slabs are reused or dropped
-// only after a grace period (see epochs). A slab that is mostly dead is emptied by copying what lives.
+// A key is found in an ordered index of leaves of up to 64 keys. A key has a 32-bit id, under which the number
+// of its newest version's slot stands in a flat array; a slot holds the version's revision, the slot of the
+// version before and the place of its record in a slab. Records hold the encoded key-value, are written once
+// and need no pointer, so that the garbage collector sees one object per slab and a few per leaf instead of
+// several per key. All links that the writer changes under readers are single atomic words. Superseded
+// versions, keys and slabs are reused or dropped only after a grace period (see epochs). A slab that is mostly
+// dead is emptied by copying what lives.
 package keyspace

@@ -10,11 +10,11 @@ const readerShards = 16
 
 // epochs tells the writer when all readers that could have seen something are gone, without either side waiting.
 //
-// A reader registers under the present epoch. The writer moves from epoch e to e+1 only when no reader of e-1 is left, so
-// readers are always of the present epoch or the one before.
+// A reader registers under the present epoch. The writer moves from epoch e to e+1 only when no reader of e-1
+// is left, so readers are always of the present epoch or the one before.
 //
-// Invariant: what was made unreachable while the epoch was e is seen by no reader once the epoch is e+2. Readers that
-// register in e+1 or later do so after it became unreachable; those of e or before are gone.
+// Invariant: what was made unreachable while the epoch was e is seen by no reader once the epoch is e+2.
+// Readers that register in e+1 or later do so after it became unreachable; those of e or before are gone.
 type epochs struct {
 	current atomic.Uint64
 	readers [3][readerShards]readerCount // by epoch modulo 3
@@ -35,9 +35,9 @@ func (e *epochs) enter() *atomic.Int64 {
 	}
 }
 
-// register registers a reader under the epoch that it has found to be the present one. It fails if that has changed: only a
-// registration that the writer can see before it leaves the epoch counts. The counter may already stand for another epoch,
-// where the reader merely delays the writer until it is taken back.
+// register registers a reader under the epoch that it has found to be the present one. It fails if that has
+// changed: only a registration that the writer can see before it leaves the epoch counts. The counter may
+// already stand for another epoch, where the reader merely delays the writer until it is taken back.
 func (e *epochs) register(epoch uint64, shard uint32) (*atomic.Int64, bool) {
 	counter := &e.readers[epoch%3][shard].n
 	counter.Add(1)

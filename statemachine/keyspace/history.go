@@ -10,15 +10,15 @@ const historyChunk = 1 << 10
 // change is one entry of the history: one version, in the order of (main, sub).
 type change struct {
 	main int64
-	// Logical bytes that a compaction at this revision frees, together with all before it: what this version and those before
-	// it superseded, and the tombstones among them.
+	// Logical bytes that a compaction at this revision frees, together with all before it: what this version
+	// and those before it superseded, and the tombstones among them.
 	freedBytes int64
 	slot       uint32
 }
 
-// history lists every version above the compact revision, and for a while some that are no longer. Changes are numbered
-// from zero and never renumbered. The writer appends and trims; readers look only at changes below the count that was
-// published to them, which nobody writes any more.
+// history lists every version above the compact revision, and for a while some that are no longer. Changes are
+// numbered from zero and never renumbered. The writer appends and trims; readers look only at changes below the
+// count that was published to them, which nobody writes any more.
 type history struct {
 	view  atomic.Pointer[historyView]
 	count uint64 // changes so far; writer only

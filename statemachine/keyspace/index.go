@@ -11,17 +11,17 @@ const (
 	groupCells = 128 // most cells of a group
 )
 
-// index maps keys to ids in order. It has three levels: the root lists groups, a group lists cells, a cell holds one leaf. Root,
-// groups and leaves are immutable and replaced whole; a new key replaces one leaf, and only when a leaf is split or
-// merged is a group, and rarely the root, replaced too.
+// index maps keys to ids in order. It has three levels: the root lists groups, a group lists cells, a cell
+// holds one leaf. Root, groups and leaves are immutable and replaced whole; a new key replaces one leaf, and
+// only when a leaf is split or merged is a group, and rarely the root, replaced too.
 //
-// A cell stands for the keys from its low bound up to the low bound of the next cell. Which cell is next is part of the
-// leaf, so that a split or a merge is one atomic store of the left cell's leaf. Readers that come through a root or group
-// older than a split move right along the leaves.
+// A cell stands for the keys from its low bound up to the low bound of the next cell. Which cell is next is
+// part of the leaf, so that a split or a merge is one atomic store of the left cell's leaf. Readers that come
+// through a root or group older than a split move right along the leaves.
 //
-// Invariant: a reader that was registered before a key was inserted does not look for it, and no key is removed that a
-// registered reader can see. Hence a leaf that has been replaced, and a cell that has been merged away and is no longer
-// kept up, still show all that the readers holding them may see, and lead on to the right.
+// Invariant: a reader that was registered before a key was inserted does not look for it, and no key is removed
+// that a registered reader can see. Hence a leaf that has been replaced, and a cell that has been merged away
+// and is no longer kept up, still show all that the readers holding them may see, and lead on to the right.
 //
 // The index does not hold keys: it asks keyOf.
 type index struct {
@@ -48,6 +48,20 @@ type leaf struct {
 	fences
 	ids  []uint32 // ascending by key
 	next *cell    // nil: last
+}
+
+// leafBlock is a leaf and its arrays in one heap object.
+type leafBlock struct {
+	leaf
+	wordArray [leafKeys]uint64
+	idArray   [leafKeys]uint32
+}
+
+// allocateLeaf returns a leaf with room for n keys, to be filled before it is published.
+func allocateLeaf(n int, next *cell) *leaf {
+	b := new(leafBlock)
+	b.next, b.words, b.ids = next, b.wordArray[:n:n], b.idArray[:n:n]
+	return &b.leaf
 }
 
 func (x *index) init(keyOf func(id uint32) []byte) {
@@ -108,8 +122,8 @@ type place struct {
 	found       bool
 }
 
-// locate finds the place of the first key not below key within the cell that stands for key. The position may be one past
-// the leaf's last.
+// locate finds the place of the first key not below key within the cell that stands for key. The position may
+// be one past the leaf's last.
 func (x *index) locate(key []byte) (p place) {
 	p.root = x.root.Load()
 	p.group = p.root.child(key)
@@ -135,48 +149,42 @@ func (x *index) find(key []byte) (id uint32, found bool) {
 	return p.leaf.ids[p.position], true
 }
 
-// ascend visits the ids of the keys in [start, end) in order until visit returns false. end nil: no bound. A visited id
-// may belong to a key that the reader cannot see.
-func (x *index) ascend(start, end []byte, visit func(id uint32) bool) {
+// ascend visits the ids of the keys in [start, end) in order, a run from one leaf at a time, until visit
+// returns false. end nil: no bound. A visited id may belong to a key that the reader cannot see. The runs are
+// parts of leaves: read-only.
+func (x *index) ascend(start, end []byte, visit func(run []uint32) bool) {
 	p := x.locate(start)
 	lf, position := p.leaf, p.position
 	for {
-		stop, last := len(lf.ids), false
-		if end != nil && lf.next == nil || end != nil && bytes.Compare(lf.next.low, end) >= 0 {
+		stop, last := len(lf.ids), lf.next == nil
+		if end != nil && (last || bytes.Compare(lf.next.low, end) >= 0) {
 			stop, _ = x.seek(lf, end)
 			last = true
 		}
-		for ; position < stop; position++ {
-			if !visit(lf.ids[position]) {
-				return
-			}
-		}
-		if last || lf.next == nil {
+		if position < stop && !visit(lf.ids[position:stop]) || last {
 			return
 		}
 		lf, position = lf.next.leaf.Load(), 0
 	}
 }
 
-// descend visits the ids of the keys in [start, end) in descending order until visit returns false. end nil: no bound.
-func (x *index) descend(start, end []byte, visit func(id uint32) bool) {
+// descend is ascend with the last run first. Within a run the ids ascend all the same.
+func (x *index) descend(start, end []byte, visit func(run []uint32) bool) {
 	for {
 		p := x.before(end)
-		for position := p.position - 1; position >= 0; position-- {
-			id := p.leaf.ids[position]
-			if bytes.Compare(x.keyOf(id), start) < 0 || !visit(id) {
-				return
-			}
+		first, last := 0, p.owner.low == nil || bytes.Compare(p.owner.low, start) <= 0
+		if last {
+			first, _ = x.seek(p.leaf, start)
 		}
-		if p.owner.low == nil || bytes.Compare(p.owner.low, start) <= 0 {
+		if first < p.position && !visit(p.leaf.ids[first:p.position]) || last {
 			return
 		}
 		end = p.owner.low
 	}
 }
 
-// before finds the place just after the last key below end, in the last cell whose low bound is below end. end nil: no
-// bound.
+// before finds the place just after the last key below end, in the last cell whose low bound is below end. end
+// nil: no bound.
 func (x *index) before(end []byte) (p place) {
 	p.root = x.root.Load()
 	p.group = len(p.root.groups) - 1

@@ -18,8 +18,8 @@ func spaceOf(t testing.TB, o Options) *Space {
 	return s
 }
 
-// TestIndexGrowsAndShrinks takes the index through splits and merges of leaves and groups, in several orders, down to
-// nothing.
+// TestIndexGrowsAndShrinks takes the index through splits and merges of leaves and groups, in several orders,
+// down to nothing.
 func TestIndexGrowsAndShrinks(t *testing.T) {
 	const n = 20_000 // more than one group
 	ascending := make([]int, n)

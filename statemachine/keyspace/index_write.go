@@ -42,13 +42,9 @@ func (x *index) insert(p place, key []byte, id uint32) {
 
 // remove takes a key out that locate found.
 func (x *index) remove(p place) {
-	ids := removeAt(p.leaf.ids, p.position)
-	shrunk := &leaf{ids: ids, next: p.leaf.next}
-	if len(ids) > 0 {
-		shrunk.fences = fences{common: p.leaf.common, words: removeAt(p.leaf.words, p.position)}
-	}
+	shrunk := withoutKey(p.leaf, p.position)
 	p.owner.leaf.Store(shrunk)
-	if len(ids) > leafKeys/4 {
+	if len(shrunk.ids) > leafKeys/4 {
 		return
 	}
 	// Merge with the right neighbour, or else with the left one, if the two are half a leaf together.
@@ -107,32 +103,53 @@ func (x *index) replaceGroups(r *root, at, count int, with ...*group) {
 }
 
 func (x *index) newLeaf(ids []uint32, next *cell) *leaf {
-	return &leaf{ids: ids, next: next, fences: makeFences(len(ids), func(i int) []byte { return x.keyOf(ids[i]) })}
+	lf := allocateLeaf(len(ids), next)
+	copy(lf.ids, ids)
+	lf.fill(func(i int) []byte { return x.keyOf(lf.ids[i]) })
+	return lf
 }
 
 // withKey is old with one key more. The fences of the others are copied unless the common prefix becomes shorter.
 func (x *index) withKey(old *leaf, position int, key []byte, id uint32) *leaf {
-	ids := insertAt(old.ids, position, id)
+	lf := allocateLeaf(len(old.ids)+1, old.next)
+	copyInserting(lf.ids, old.ids, position, id)
 	if len(old.ids) == 0 || !bytes.HasPrefix(key, old.common) {
-		return x.newLeaf(ids, old.next)
+		lf.fill(func(i int) []byte { return x.keyOf(lf.ids[i]) })
+		return lf
 	}
-	return &leaf{ids: ids, next: old.next, fences: fences{
-		common: old.common,
-		words:  insertAt(old.words, position, word(key, len(old.common))),
-	}}
+	lf.common = old.common
+	copyInserting(lf.words, old.words, position, word(key, len(old.common)))
+	return lf
+}
+
+// withoutKey is old with one key less. The common prefix may be shorter than it could be.
+func withoutKey(old *leaf, position int) *leaf {
+	lf := allocateLeaf(len(old.ids)-1, old.next)
+	lf.common = old.common
+	copyRemoving(lf.ids, old.ids, position)
+	copyRemoving(lf.words, old.words, position)
+	return lf
 }
 
 func insertAt[T any](s []T, at int, v T) []T {
 	grown := make([]T, len(s)+1)
-	copy(grown, s[:at])
-	grown[at] = v
-	copy(grown[at+1:], s[at:])
+	copyInserting(grown, s, at, v)
 	return grown
 }
 
 func removeAt[T any](s []T, at int) []T {
 	shrunk := make([]T, len(s)-1)
-	copy(shrunk, s[:at])
-	copy(shrunk[at:], s[at+1:])
+	copyRemoving(shrunk, s, at)
 	return shrunk
+}
+
+func copyInserting[T any](to, from []T, at int, v T) {
+	copy(to, from[:at])
+	to[at] = v
+	copy(to[at+1:], from[at:])
+}
+
+func copyRemoving[T any](to, from []T, at int) {
+	copy(to, from[:at])
+	copy(to[at:], from[at+1:])
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// CheckInvariants checks everything that must hold between the parts of the Space, in time and memory proportional to all
-// that it holds. Writer only; for the end of tests.
+// CheckInvariants checks everything that must hold between the parts of the Space, in time and memory
+// proportional to all that it holds. Writer only; for the end of tests.
 func (s *Space) CheckInvariants() error {
 	c := &checker{s: s, seen: map[uint32]bool{}, liveBytes: map[uint32]int{}}
 	for _, check := range []func() error{c.index, c.retired, c.history, c.slots, c.slabs} {

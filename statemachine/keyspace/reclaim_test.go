@@ -72,8 +72,8 @@ func mustHoldAll(t *testing.T, s *Space, n int) {
 	}
 }
 
-// TestStaleRootAfterMerge reads through a root that was loaded before cells were merged away, and after the key space has
-// grown again where they were.
+// TestStaleRootAfterMerge reads through a root that was loaded before cells were merged away, and after the key
+// space has grown again where they were.
 func TestStaleRootAfterMerge(t *testing.T) {
 	s := spaceOf(t, Options{})
 	main := fill(s, 4000)
@@ -121,8 +121,8 @@ func TestStaleRootAfterMerge(t *testing.T) {
 	sn.Release()
 }
 
-// TestRemovedKeyWaitsForReaders removes a key of which a reader holds the id, and lets the writer take all numbers it can
-// get: the id and its slot must not be among them.
+// TestRemovedKeyWaitsForReaders removes a key of which a reader holds the id, and lets the writer take all
+// numbers it can get: the id and its slot must not be among them.
 func TestRemovedKeyWaitsForReaders(t *testing.T) {
 	s := spaceOf(t, Options{SlabBytes: 1 << 10})
 	main := fill(s, 10)
@@ -248,8 +248,8 @@ func TestHistoryEndsAtTheSnapshot(t *testing.T) {
 	}
 }
 
-// TestEpochs checks the one promise of epochs under real concurrency: what a reader loaded is not reclaimed while it is
-// registered.
+// TestEpochs checks the one promise of epochs under real concurrency: what a reader loaded is not reclaimed
+// while it is registered.
 func TestEpochs(t *testing.T) {
 	const objects = 200_000
 	var e epochs

@@ -8,10 +8,11 @@ import (
 // ErrInconsistent is returned by Restore for a version that does not fit those before it.
 var ErrInconsistent = errors.New("keyspace: version does not fit the ones before it")
 
-// Restore stores a version that another Space had, given as its Encoded and Sub, both copied. First come the keys that exist at
-// Options.CompactRevision, in any order (Range at that revision visits them), then all versions above it in the order of
-// (main, sub), as History visits them; then Publish. The result reads as the original did, with the same LogicalBytes.
-// Nothing is stored if an error is returned: ErrMalformed or ErrInconsistent. Writer only, before any Put, Delete or Compact.
+// Restore stores a version that another Space had, given as its Encoded and Sub, both copied. First come the
+// keys that exist at Options.CompactRevision, in any order (Range at that revision visits them), then all
+// versions above it in the order of (main, sub), as History visits them; then Publish. The result reads as the
+// original did, with the same LogicalBytes. Nothing is stored if an error is returned: ErrMalformed or
+// ErrInconsistent. Writer only, before any Put, Delete or Compact.
 func (s *Space) Restore(encoded []byte, sub int64) error {
 	v, err := DecodeKeyValue(encoded)
 	if err != nil {

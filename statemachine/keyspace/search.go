@@ -5,14 +5,15 @@ import (
 	"encoding/binary"
 )
 
-// fences narrows a search among n ascending keys without touching them: the prefix that all of them share, and the eight
-// bytes of each that follow it. In real key spaces neighbours differ there.
+// fences narrows a search among n ascending keys without touching them: the prefix that all of them share, and
+// the eight bytes of each that follow it. In real key spaces neighbours differ there.
 type fences struct {
 	common []byte
 	words  []uint64
 }
 
-// word is the eight bytes after the first skip ones, zero-padded: keys in ascending order have words that do not descend.
+// word is the eight bytes after the first skip ones, zero-padded: keys in ascending order have words that do
+// not descend.
 func word(key []byte, skip int) uint64 {
 	key = key[skip:]
 	if len(key) >= 8 {
@@ -25,8 +26,8 @@ func word(key []byte, skip int) uint64 {
 	return w
 }
 
-// narrow returns lo ≤ hi such that the keys before lo are less than key, those from hi on greater, and those in [lo, hi)
-// unknown: they agree with key in all that the fences hold.
+// narrow returns lo ≤ hi such that the keys before lo are less than key, those from hi on greater, and those in
+// [lo, hi) unknown: they agree with key in all that the fences hold.
 func (f *fences) narrow(key []byte) (lo, hi int) {
 	c := len(f.common)
 	if c > 0 {
@@ -55,16 +56,23 @@ func (f *fences) narrow(key []byte) (lo, hi int) {
 
 // makeFences computes the fences of n ascending keys.
 func makeFences(n int, key func(int) []byte) fences {
+	f := fences{words: make([]uint64, n)}
+	f.fill(key)
+	return f
+}
+
+// fill computes the fences of len(f.words) ascending keys.
+func (f *fences) fill(key func(int) []byte) {
+	n := len(f.words)
 	if n == 0 {
-		return fences{}
+		return
 	}
 	first := key(0)
 	c := sharedPrefix(first, key(n-1))
-	f := fences{common: append([]byte(nil), first[:c]...), words: make([]uint64, n)}
+	f.common = append([]byte(nil), first[:c]...)
 	for i := range f.words {
 		f.words[i] = word(key(i), c)
 	}
-	return f
 }
 
 func sharedPrefix(a, b []byte) int {

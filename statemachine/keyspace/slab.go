@@ -13,8 +13,8 @@ func (r recordRef) slab() uint32    { return uint32(r >> 32) }
 func (r recordRef) offset() uint32  { return uint32(r) &^ (recordAlignment - 1) }
 func (r recordRef) tombstone() bool { return r&1 != 0 }
 
-// minSlabBytes is the size of the first slab, from which they double up to the configured size, so that a small key space is
-// small.
+// minSlabBytes is the size of the first slab, from which they double up to the configured size, so that a small
+// key space is small.
 const minSlabBytes = 64 << 10
 
 // slab is a run of records. Bytes below used are never written again.

@@ -4,8 +4,8 @@ import "sync/atomic"
 
 // slot is one version as the index and the history refer to it. It does not move when its record does.
 //
-// All words are atomic because the verifier looks at slots that nothing refers to. For other readers main is constant:
-// written before the slot becomes reachable and not again before it has become unreachable.
+// All words are atomic because the verifier looks at slots that nothing refers to. For other readers main is
+// constant: written before the slot becomes reachable and not again before it has become unreachable.
 type slot struct {
 	ref  atomic.Uint64 // recordRef; zero: the slot is free
 	main atomic.Int64

@@ -3,6 +3,7 @@ package keyspace
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 )
 
@@ -23,15 +24,15 @@ type Snapshot struct {
 	registered *atomic.Int64 // nil: the writer's view
 }
 
-// Acquire returns a snapshot of the published state. Release it soon: until then nothing that it could read is freed,
-// nor anything that is superseded after.
+// Acquire returns a snapshot of the published state. Release it soon: until then nothing that it could read is
+// freed, nor anything that is superseded after.
 func (s *Space) Acquire() *Snapshot {
 	registered := s.epochs.enter()
 	return &Snapshot{space: s, state: *s.state.Load(), registered: registered}
 }
 
-// Release ends the use of the snapshot. Versions that were read through it stay valid. It may be called only once, after all
-// reads have returned; reads after it panic.
+// Release ends the use of the snapshot. Versions that were read through it stay valid. It may be called only
+// once, after all reads have returned; reads after it panic.
 func (sn *Snapshot) Release() {
 	if sn.space == nil {
 		panic("keyspace: snapshot released twice")
@@ -42,9 +43,9 @@ func (sn *Snapshot) Release() {
 	}
 }
 
-// WriterView returns a view of all that was written, published or not, for the writer's goroutine and only until its
-// next write, Compact or CompactSome. Its revision is that of the newest version if that is above the published one, its index
-// the published one. It needs no Release.
+// WriterView returns a view of all that was written, published or not, for the writer's goroutine and only
+// until its next write, Compact or CompactSome. Its revision is that of the newest version if that is above the
+// published one, its index the published one. It needs no Release.
 func (s *Space) WriterView() Snapshot {
 	st := *s.state.Load()
 	st.revision = max(st.revision, s.newest.main)
@@ -62,7 +63,8 @@ func (sn *Snapshot) Revision() int64 { return sn.state.revision }
 // CompactRevision is the lowest revision that can be read.
 func (sn *Snapshot) CompactRevision() int64 { return sn.state.compactRevision }
 
-// Get returns the version of key at revision, zero or less meaning the snapshot's own; false if the key did not exist then.
+// Get returns the version of key at revision, zero or less meaning the snapshot's own; false if the key did not
+// exist then.
 func (sn *Snapshot) Get(key []byte, revision int64) (Version, bool, error) {
 	revision, err := sn.check(revision)
 	if err != nil {
@@ -79,50 +81,110 @@ func (sn *Snapshot) Get(key []byte, revision int64) (Version, bool, error) {
 	return sn.space.slabs.record(ref).version(), true, nil
 }
 
-// Range visits the keys in [start, end) that exist at revision, in ascending order. start nil: from the first key; end nil: no
-// bound. Revision as for Get.
+// Range visits the keys in [start, end) that exist at revision, in ascending order. start nil: from the first
+// key; end nil: no bound. Revision as for Get.
 func (sn *Snapshot) Range(start, end []byte, revision int64, visit func(Version) bool) error {
-	return sn.walk((*index).ascend, start, end, revision, visit)
-}
-
-// RangeDescending is Range in descending order.
-func (sn *Snapshot) RangeDescending(start, end []byte, revision int64, visit func(Version) bool) error {
-	return sn.walk((*index).descend, start, end, revision, visit)
-}
-
-func (sn *Snapshot) walk(walk func(x *index, start, end []byte, visit func(uint32) bool),
-	start, end []byte, revision int64, visit func(Version) bool) error {
 	revision, err := sn.check(revision)
 	if err != nil {
 		return err
 	}
-	walk(&sn.space.index, start, end, func(id uint32) bool {
-		ref, ok := sn.at(id, revision)
-		return !ok || visit(sn.space.slabs.record(ref).version())
+	w := walker{sn: sn, revision: revision, batch: firstBatch}
+	sn.space.index.ascend(start, end, func(run []uint32) bool {
+		for len(run) > 0 {
+			n := min(w.batch, len(run))
+			for _, r := range w.resolve(run[:n]) {
+				if !visit(r.version()) {
+					return false
+				}
+			}
+			run = run[n:]
+		}
+		return true
 	})
 	return nil
 }
 
-// Count returns how many keys of [start, end) exist at revision, without looking at their contents. Bounds and revision as
-// for Range.
+// RangeDescending is Range in descending order.
+func (sn *Snapshot) RangeDescending(start, end []byte, revision int64, visit func(Version) bool) error {
+	revision, err := sn.check(revision)
+	if err != nil {
+		return err
+	}
+	w := walker{sn: sn, revision: revision, batch: firstBatch}
+	sn.space.index.descend(start, end, func(run []uint32) bool {
+		for len(run) > 0 {
+			rest := max(len(run)-w.batch, 0)
+			for _, r := range slices.Backward(w.resolve(run[rest:])) {
+				if !visit(r.version()) {
+					return false
+				}
+			}
+			run = run[:rest]
+		}
+		return true
+	})
+	return nil
+}
+
+// Count returns how many keys of [start, end) exist at revision, without looking at their contents. Bounds and
+// revision as for Range.
 func (sn *Snapshot) Count(start, end []byte, revision int64) (int64, error) {
 	revision, err := sn.check(revision)
 	if err != nil {
 		return 0, err
 	}
 	var n int64
-	sn.space.index.ascend(start, end, func(id uint32) bool {
-		if _, ok := sn.at(id, revision); ok {
-			n++
-		}
+	w := walker{sn: sn, revision: revision}
+	sn.space.index.ascend(start, end, func(run []uint32) bool {
+		n += int64(w.find(run))
 		return true
 	})
 	return n, nil
 }
 
-// History visits every version written from main revision fromMain to toMain, both included, tombstones among them, in the
-// order of (main, sub). A fromMain at or below the compact revision gives ErrCompacted; a toMain above the snapshot's
-// revision, or of zero or less, means the snapshot's revision. fromMain may lie above it: there is nothing to visit then.
+// walker resolves ids to records in batches. Each of the steps from id to record is likely to miss the
+// processor's caches; taken for a whole batch at once, the misses of a step overlap. Batches begin small, since
+// many a range ends after a few keys.
+type walker struct {
+	sn       *Snapshot
+	revision int64
+	batch    int
+	slots    [leafKeys]uint32
+	refs     [leafKeys]recordRef
+	records  [leafKeys]record
+}
+
+const firstBatch = 4
+
+// resolve returns the records of those keys that exist at the revision. They are good until the next call.
+func (w *walker) resolve(ids []uint32) []record {
+	w.batch = min(2*w.batch, leafKeys)
+	n := w.find(ids)
+	for i, ref := range w.refs[:n] {
+		w.records[i] = w.sn.space.slabs.record(ref)
+	}
+	return w.records[:n]
+}
+
+// find fills refs with the references of those keys that exist at the revision, and returns how many they are.
+func (w *walker) find(ids []uint32) (n int) {
+	space := w.sn.space
+	for i, id := range ids {
+		w.slots[i] = space.heads.at(id).Load()
+	}
+	for _, number := range w.slots[:len(ids)] {
+		if ref, ok := space.versionAt(number, w.revision); ok {
+			w.refs[n] = ref
+			n++
+		}
+	}
+	return n
+}
+
+// History visits every version written from main revision fromMain to toMain, both included, tombstones among
+// them, in the order of (main, sub). A fromMain at or below the compact revision gives ErrCompacted; a toMain
+// above the snapshot's revision, or of zero or less, means the snapshot's revision. fromMain may lie above it:
+// there is nothing to visit then.
 func (sn *Snapshot) History(fromMain, toMain int64, visit func(Version) bool) error {
 	s := sn.alive()
 	if compacted := sn.state.compactRevision; compacted > 0 && fromMain <= compacted {
@@ -164,9 +226,13 @@ func (sn *Snapshot) check(revision int64) (int64, error) {
 
 // at returns the record of the key's version at revision; false if there is none or it is a tombstone.
 func (sn *Snapshot) at(id uint32, revision int64) (recordRef, bool) {
-	slots := &sn.space.slots
-	for number := sn.space.heads.at(id).Load(); number != 0; {
-		sl := slots.at(number)
+	return sn.space.versionAt(sn.space.heads.at(id).Load(), revision)
+}
+
+// versionAt goes from the slot of a newer version, or zero, to the one at revision.
+func (s *Space) versionAt(number uint32, revision int64) (recordRef, bool) {
+	for number != 0 {
+		sl := s.slots.at(number)
 		if sl.main.Load() <= revision {
 			ref := recordRef(sl.ref.Load())
 			return ref, !ref.tombstone()

@@ -11,8 +11,8 @@ const DefaultSlabBytes = 1 << 20
 
 // Options of a Space. The zero value is a new, empty key space.
 type Options struct {
-	// SlabBytes is the size of the memory that versions share; at most 1 GiB. Zero: DefaultSlabBytes. Larger versions get a
-	// slab of their own.
+	// SlabBytes is the size of the memory that versions share; at most 1 GiB. Zero: DefaultSlabBytes. Larger
+	// versions get a slab of their own.
 	SlabBytes int
 	// CompactRevision that a key space to be filled by Restore begins with.
 	CompactRevision int64
@@ -57,8 +57,8 @@ type state struct {
 	logicalBytes              int64
 }
 
-// Stats describes a Space. Keys, LogicalBytes and the revisions are those of the published state; Versions and SlabBytes
-// are physical and depend on how far the removal of compacted versions has come.
+// Stats describes a Space. Keys, LogicalBytes and the revisions are those of the published state; Versions and
+// SlabBytes are physical and depend on how far the removal of compacted versions has come.
 type Stats struct {
 	Keys         int   // live
 	Versions     int   // retained, tombstones included
@@ -95,8 +95,9 @@ func (s *Space) Latest(key []byte) (Version, bool) {
 	return s.live(s.heads.at(id).Load())
 }
 
-// Put stores a version of key under (main, sub) and returns it and the live version that it replaces, if there is one. key
-// and value are copied. It panics if (main, sub) is not above all written before, since no state could be right then.
+// Put stores a version of key under (main, sub) and returns it and the live version that it replaces, if there
+// is one. key and value are copied. It panics if (main, sub) is not above all written before, since no state
+// could be right then.
 func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, previous Version, existed bool) {
 	s.mustFollow(main, sub)
 	p := s.index.locate(key)
@@ -121,8 +122,8 @@ func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, pr
 	return record.version(), previous, existed
 }
 
-// Delete stores a tombstone of key under (main, sub) and returns it and the live version that it ends. If there is none,
-// nothing happens and existed is false. It panics as Put does.
+// Delete stores a tombstone of key under (main, sub) and returns it and the live version that it ends. If there
+// is none, nothing happens and existed is false. It panics as Put does.
 func (s *Space) Delete(key []byte, main, sub int64) (tombstone, previous Version, existed bool) {
 	s.mustFollow(main, sub)
 	p := s.index.locate(key)
@@ -143,8 +144,8 @@ func (s *Space) Delete(key []byte, main, sub int64) (tombstone, previous Version
 	return tombstone, previous, true
 }
 
-// Publish makes all that was written visible to readers, as the state after log entry index with the given revision. It panics
-// if index or revision goes back, or if the revision is below what was written.
+// Publish makes all that was written visible to readers, as the state after log entry index with the given
+// revision. It panics if index or revision goes back, or if the revision is below what was written.
 func (s *Space) Publish(index uint64, revision int64) {
 	old := s.state.Load()
 	if index < old.index || revision < old.revision || s.written && revision < s.newest.main {
@@ -168,9 +169,10 @@ func (s *Space) storeFigures() {
 	s.retainedVersions.Store(int64(s.versions))
 }
 
-// LogicalBytes is the size that a quota counts, of the writer's state: the sum of Version.LogicalBytes over all versions that
-// the compact revision retains: those above it, tombstones included, and of each key the newest at or below it unless
-// that is a tombstone. It depends on the sequence of writes and compactions alone, not on physical progress.
+// LogicalBytes is the size that a quota counts, of the writer's state: the sum of Version.LogicalBytes over all
+// versions that the compact revision retains: those above it, tombstones included, and of each key the newest
+// at or below it unless that is a tombstone. It depends on the sequence of writes and compactions alone, not on
+// physical progress.
 func (s *Space) LogicalBytes() int64 { return s.writtenBytes - s.compactFreedBytes }
 
 // Stats may be called from any goroutine.

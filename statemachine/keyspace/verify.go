@@ -14,8 +14,8 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("keyspace: version of %q at (%d, %d) is corrupt in memory: %s", e.Key, e.Main, e.Sub, e.What)
 }
 
-// Verifier walks over all retained versions and recomputes their checksums, a slice at a time, beside the writer and the
-// readers. It belongs to one goroutine, any.
+// Verifier walks over all retained versions and recomputes their checksums, a slice at a time, beside the
+// writer and the readers. It belongs to one goroutine, any.
 //
 // A pass sees every version that is retained from its beginning to its end.
 type Verifier struct {
@@ -26,8 +26,9 @@ type Verifier struct {
 // NewVerifier returns a Verifier at the beginning of a pass.
 func (s *Space) NewVerifier() *Verifier { return &Verifier{space: s, next: 1} }
 
-// Verify checks versions until their records make up about budget bytes, and returns whether that ended the pass: the next call
-// begins another. The first corrupt version ends the call with a *CorruptError; the next call goes on behind it.
+// Verify checks versions until their records make up about budget bytes, and returns whether that ended the
+// pass: the next call begins another. The first corrupt version ends the call with a *CorruptError; the next
+// call goes on behind it.
 func (v *Verifier) Verify(budget int) (done bool, err error) {
 	s := v.space
 	registered := s.epochs.enter()
@@ -49,8 +50,8 @@ func (v *Verifier) Verify(budget int) (done bool, err error) {
 	return true, nil
 }
 
-// verifySlot checks one slot, which the writer may free, use again or point to a moved record meanwhile. The caller is
-// registered.
+// verifySlot checks one slot, which the writer may free, use again or point to a moved record meanwhile. The
+// caller is registered.
 func (s *Space) verifySlot(sl *slot, number uint32) (recordBytes int, err error) {
 	for {
 		ref := recordRef(sl.ref.Load())
@@ -60,7 +61,8 @@ func (s *Space) verifySlot(sl *slot, number uint32) (recordBytes int, err error)
 		main := sl.main.Load()
 		r := s.slabs.record(ref)
 		what := r.fault(ref, main, number)
-		// A place is not used twice while a reader is registered, so the same reference means the same use of the slot.
+		// A place is not used twice while a reader is registered, so the same reference means the same use of
+		// the slot.
 		if recordRef(sl.ref.Load()) != ref {
 			continue
 		}

@@ -9,9 +9,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// VersionOverheadBytes is what one retained version counts in LogicalBytes on top of its encoded key-value: about what its
-// place in the index, the history and the slab costs. Part of what every mirror must agree on: never changed without
-// a new apply version.
+// VersionOverheadBytes is what one retained version counts in LogicalBytes on top of its encoded key-value:
+// about what its place in the index, the history and the slab costs. Part of what every mirror must agree on:
+// never changed without a new apply version.
 const VersionOverheadBytes = 64
 
 // Version is one version of one key. The zero Version stands for none.
@@ -27,8 +27,8 @@ type Version struct {
 	Tombstone bool
 	// Checksum is the CRC32C made when the version was written, over Encoded, Sub and Tombstone. See Intact.
 	Checksum uint32
-	// Encoded is the wire form of kv.v1.KeyValue, which is that of etcd's mvccpb.KeyValue too; of a tombstone: key and
-	// mod_revision only.
+	// Encoded is the wire form of kv.v1.KeyValue, which is that of etcd's mvccpb.KeyValue too; of a tombstone:
+	// key and mod_revision only.
 	Encoded []byte
 }
 
@@ -169,8 +169,8 @@ func decodeKeyValue(b []byte) (kv keyValue, err error) {
 //	bytes 12..15  sub-revision << 1 | 1 for a tombstone
 //	bytes 16..    the encoding, padded to recordAlignment
 //
-// Integers are little-endian. The slot is left out of the checksum, which thus depends on content alone; it is checked
-// against the slot's own reference instead.
+// Integers are little-endian. The slot is left out of the checksum, which thus depends on content alone; it is
+// checked against the slot's own reference instead.
 const (
 	recordHeaderBytes = 16
 	recordAlignment   = 8
@@ -216,8 +216,8 @@ func (r record) tombstone() bool    { return r.subAndKind()&1 != 0 }
 func (r record) encoded() []byte    { return r[recordHeaderBytes:len(r):len(r)] }
 func (r record) intact() bool       { return recordChecksum(r.subAndKind(), r.encoded()) == r.checksum() }
 
-// recordAt cuts the record at the start of b. A length that does not fit, which only rotten memory can have, is cut to b: the
-// checksum tells.
+// recordAt cuts the record at the start of b. A length that does not fit, which only rotten memory can have, is
+// cut to b: the checksum tells.
 func recordAt(b []byte) record {
 	n := recordHeaderBytes + uint64(binary.LittleEndian.Uint32(b[4:]))
 	return b[:min(n, uint64(len(b)))]
@@ -243,8 +243,8 @@ func (r record) key() []byte {
 	return b[:length:length]
 }
 
-// version decodes the whole record. A record that does not decode, which only rotten memory can cause, gives what its encoding
-// says nonetheless; Intact and the verifier tell.
+// version decodes the whole record. A record that does not decode, which only rotten memory can cause, gives
+// what its encoding says nonetheless; Intact and the verifier tell.
 func (r record) version() Version {
 	encoded := r.encoded()
 	kv, _ := decodeKeyValue(encoded)
@@ -256,8 +256,9 @@ func (r record) version() Version {
 	}
 }
 
-// DecodeKeyValue reads the wire form of a key-value as this package writes it: a live version has a version number, a
-// tombstone only key and mod_revision. Sub and Checksum are left zero. The slices of the result alias encoded.
+// DecodeKeyValue reads the wire form of a key-value as this package writes it: a live version has a version
+// number, a tombstone only key and mod_revision. Sub and Checksum are left zero. The slices of the result alias
+// encoded.
 func DecodeKeyValue(encoded []byte) (Version, error) {
 	kv, err := decodeKeyValue(encoded)
 	if err != nil {
