@@ -1,0 +1,28 @@
+// Package image keeps a state machine's durable copy in a bbolt file, so that a mirror that restarts need not read the
+// whole log again. The log is the write-ahead log: an image may be behind, and losing it costs time and never data.
+//
+// What the package promises:
+//  1. What the file holds is the state after one entry, whole: versions of keys, tables, index, term and identity change
+//     in the same transaction, and a crash leaves the transaction before.
+//  2. Load gives that state exactly, or an error. Each row carries a checksum, and the rows of a bucket together a count
+//     and a sum, kept up to date with every change: a row that is altered, missing, doubled or out of an older
+//     transaction is found. The structure of the file is walked before bbolt may follow it.
+//  3. Writing is behind. Applied collects, and hands over at most every Interval or CommitBytes; one goroutine
+//     writes. When it falls behind by BacklogBytes, Applied waits for it, up to StallTimeout; after that, and after any
+//     error of the file, the image is given up until the next start: the file keeps what it had.
+//
+// # The file
+//
+// Integers in keys and heads are big-endian. Each row is: key → row, CRC32C of key and row (4 bytes).
+//
+//	versions   main (8) sub (8)   → flags (1: bit 0 tombstone, bit 1 has a predecessor), the predecessor's main (8) and
+//	                                sub (8) where it has one, the encoded key-value
+//	leases     id (8)             → the lease's row
+//	requests   ordinal (8)        → the request id's row; ordinals rise without a gap
+//	meta       "state"            → the small part of the state
+//	           "head"             → JSON: format, identity, index, term, how far compaction has come, counts and sums
+//
+// Versions stand in the order of revisions, so that writing appends. Compaction walks the rows it has not seen up to the
+// compact revision, in slices: each takes its predecessor away, a tombstone itself too. That is the key space's own rule,
+// and the cursor is part of the same transaction.
+package image
