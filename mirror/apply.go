@@ -15,8 +15,8 @@ type applier struct {
 
 // run tails the log and applies what comes until the mirror ends.
 func (m *Mirror) run() {
-	a := &applier{Mirror: m, translator: translator{frontendID: m.client.FrontendID()}}
-	tail := m.client.Tail(1, 0)
+	a := &applier{Mirror: m, translator: translator{frontendID: m.client.FrontendID()}, logTime: m.machine.LogTime()}
+	tail := m.client.Tail(m.machine.Index()+1, m.machine.Term())
 	defer tail.Close()
 	for {
 		batch, err := a.next(tail)
@@ -65,6 +65,7 @@ func (a *applier) apply(entry *logclient.Entry) error {
 		}
 		a.session.step(event)
 	})
+	a.image.Applied(applied) // last: nobody waits for it
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/image"
 )
 
 // Config says whose mirror this is and how it works. Zero durations and counts mean the defaults named beside them.
@@ -21,12 +22,14 @@ type Config struct {
 	Advertise string
 	// ClientURLs is where clients reach it.
 	ClientURLs []string
-	// DataDir holds the frontend's identity and the list of log members. It belongs to one process at a time.
+	// DataDir holds the frontend's identity, the list of log members and the image. It belongs to one process at a time.
 	DataDir string
 	// Log says how to reach the log. Name, region, ids and the members file are filled in by Start.
 	Log logclient.Config
 	// StateMachine is handed to the state machine.
 	StateMachine statemachine.Options
+	// Image says how the durable copy of the state is written. Path, identity and machine are filled in by Start.
+	Image image.Config
 	// NewObservers returns who is told of each applied entry. It is called once, by Start, before anything is applied.
 	NewObservers func(*statemachine.Machine, *Mirror) []Observer
 	// Clock counts the time since some start and goes on while the machine sleeps; nil reads CLOCK_BOOTTIME.

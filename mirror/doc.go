@@ -27,7 +27,8 @@
 //
 // # Restart
 //
-// The state is rebuilt from the log from its first entry. Ready is closed when the first read round is applied; before, a
+// The state is that of the image in the data directory (package statemachine/image), and the log from the entry after it
+// on; without a usable image it is rebuilt from the log's first entry. Either way it is the same state. Ready is closed when the first read round is applied; before, a
 // caller would be served a past of unknown age.
 //
 // # What it assumes

@@ -63,6 +63,13 @@ func (*metrics) observe(m *Mirror, registerer prometheus.Registerer) error {
 	}{
 		{"logmirror_mirror_applied_index", "Index of the last applied entry.", func() float64 { return float64(m.AppliedIndex()) }},
 		{"logmirror_mirror_published_index", "Highest published index that a log member told.", func() float64 { return float64(m.published.Load()) }},
+		{"logmirror_mirror_image_index", "Index that the image on disk is the state after.", func() float64 { return float64(m.image.CommittedIndex()) }},
+		{"logmirror_mirror_image_abandoned", "1 if the image is no longer written until the next start.", func() float64 {
+			if m.image.Abandoned() {
+				return 1
+			}
+			return 0
+		}},
 		{"logmirror_mirror_revision", "Revision of the key space.", func() float64 { return float64(m.revisions.reached.Load()) }},
 		{"logmirror_mirror_age_seconds", "Bound on how old the state is; -1 while unknown.", func() float64 {
 			age, ok := m.Age()

@@ -15,6 +15,7 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/image"
 )
 
 // Apply versions that this build understands.
@@ -29,6 +30,7 @@ type Mirror struct {
 	directory *dataDirectory
 	client    *logclient.Client
 	machine   *statemachine.Machine
+	image     *image.Image
 	observers []Observer
 	metrics   *metrics
 	session   *sessions
@@ -47,6 +49,7 @@ type Mirror struct {
 	// published is the highest published index that a member told with its tail.
 	published atomic.Uint64
 	caughtUp  atomic.Bool
+	killed    atomic.Bool
 }
 
 // Start opens the data directory and begins to tail. It returns an error for what waiting cannot heal: a data directory
@@ -84,7 +87,6 @@ func Start(config Config) (*Mirror, error) {
 		config:    config,
 		directory: directory,
 		client:    client,
-		machine:   statemachine.New(config.StateMachine),
 		metrics:   metrics,
 		ctx:       ctx,
 		cancel:    cancel,
@@ -92,6 +94,12 @@ func Start(config Config) (*Mirror, error) {
 		ready:     make(chan struct{}),
 	}
 	m.indexes.max, m.revisions.max = config.Waiters, config.Waiters
+	if err := m.openImage(); err != nil {
+		cancel(err)
+		client.Close()
+		directory.close()
+		return nil, err
+	}
 	m.session = newSessions(m)
 	m.rounds = newRounds(m)
 	m.ticks = newTicks(m)
@@ -100,10 +108,12 @@ func Start(config Config) (*Mirror, error) {
 	}
 	if err := metrics.observe(m, config.Registerer); err != nil {
 		cancel(err)
+		m.image.Close(false)
 		client.Close()
 		directory.close()
 		return nil, err
 	}
+	m.startImage()
 	m.session.start()
 	m.goroutines.Go(m.run)
 	m.goroutines.Go(m.session.persistLoop)
@@ -113,16 +123,18 @@ func Start(config Config) (*Mirror, error) {
 	return m, nil
 }
 
-// Stop ends the mirror and waits for its goroutines. Calls that wait get ErrStopped, as ErrNotApplied or ErrUnknown where
+// Stop ends the mirror, commits what was applied to the image, and waits for its goroutines. Calls that wait get ErrStopped, as ErrNotApplied or ErrUnknown where
 // they are proposals. The session is left to end by itself, or with the next start.
 func (m *Mirror) Stop() {
 	m.fail(ErrStopped)
 	<-m.done
 }
 
-// Kill ends the mirror like a crash of the process would, for tests. Nothing is flushed on Stop either, so the two
-// differ in name only; Kill says what a test means.
-func (m *Mirror) Kill() { m.Stop() }
+// Kill ends the mirror like a crash of the process would, for tests: the image stays at its last commit.
+func (m *Mirror) Kill() {
+	m.killed.Store(true)
+	m.Stop()
+}
 
 // Done is closed when the mirror has ended.
 func (m *Mirror) Done() <-chan struct{} { return m.done }
@@ -148,6 +160,7 @@ func (m *Mirror) end() {
 	m.ticks.stop()
 	m.client.Close()
 	m.goroutines.Wait()
+	m.image.Close(!m.killed.Load())
 	m.directory.close()
 	close(m.done)
 }

@@ -163,6 +163,13 @@ func (x *Export) Requests(visit func(row []byte) error) error {
 	return nil
 }
 
+// Term returns the term of the last entry that was applied.
+func (m *Machine) Term() uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.term
+}
+
 func encodeLease(info *lease.Info) []byte {
 	row := make([]byte, 0, 40)
 	row = binary.AppendUvarint(row, uint64(info.TTLSeconds))

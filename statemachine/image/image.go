@@ -244,7 +244,13 @@ func (c *commit) take(a *statemachine.Applied) {
 // cut hands over what was collected. It waits for room.
 func (im *Image) cut() {
 	identity, known := im.identity()
-	if im.pending.bytes == 0 || !known {
+	if im.pending.bytes == 0 {
+		return
+	}
+	if !known {
+		if im.pending.bytes > im.config.CommitBytes*im.config.BacklogCommits {
+			im.abandon(errors.New("it is not known whose state it is"))
+		}
 		return
 	}
 	c := im.pending

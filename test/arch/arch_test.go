@@ -74,6 +74,7 @@ var mayImport = map[string]struct {
 	"lease/keeper":          {[]string{"lease", "statemachine", "mirror"}, "the clocked side sits above the table and the mirror"},
 	"statemachine":          {[]string{"statemachine/keyspace", "lease", "auth"}, "apply reads nothing but entries and its own tables"},
 	"statemachine/keyspace": {nil, "versions of keys know no commands"},
+	"statemachine/image":    {[]string{"statemachine"}, "the durable copy holds a machine; the machine knows no disk"},
 	"logclient":             {[]string{"internal"}, "the log as a caller sees it knows no state machine"},
 	"mirror":                {[]string{"logclient", "statemachine", "lease", "internal"}, "the mirror joins the log to the state machine"},
 	"watch":                 {[]string{"statemachine", "lease"}, "the hub reads events and history, it proposes nothing"},

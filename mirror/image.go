@@ -1,0 +1,51 @@
+package mirror
+
+import (
+	"path/filepath"
+
+	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/image"
+)
+
+// imageFile holds the durable copy of the state machine, beside the frontend's identity.
+const imageFile = "image"
+
+// openImage makes the state machine: the one that the image holds or, where there is none that can be used, a new one.
+func (m *Mirror) openImage() error {
+	config := m.config.Image
+	config.Path = filepath.Join(m.directory.path, imageFile)
+	config.Identity = image.Identity{
+		ClusterID: m.directory.record.ClusterID, Epoch: m.directory.record.Epoch, FrontendID: m.directory.record.FrontendID,
+	}
+	config.StateMachine = m.config.StateMachine
+	if config.Logger == nil {
+		config.Logger = m.config.Logger
+	}
+	began := m.config.Clock()
+	opened, machine, err := image.Open(config)
+	if err != nil {
+		return err
+	}
+	m.image = opened
+	if machine == nil {
+		m.machine = statemachine.New(m.config.StateMachine)
+		return nil
+	}
+	m.machine = machine
+	stats := machine.Space().Stats()
+	m.config.Logger.Info("the state was restored from the image", "index", machine.Index(), "revision", stats.Revision,
+		"keys", stats.Keys, "duration", m.config.Clock()-began)
+	m.indexes.reach(machine.Index())
+	m.revisions.reach(uint64(stats.Revision))
+	return nil
+}
+
+// startImage begins to write the image, once the client can tell the log's identity.
+func (m *Mirror) startImage() {
+	frontendID := m.directory.record.FrontendID
+	m.image.Start(m.machine, func() (image.Identity, bool) {
+		clusterID, epoch := m.client.Identity()
+		return image.Identity{ClusterID: clusterID, Epoch: epoch, FrontendID: frontendID},
+			clusterID != 0 && clusterID == m.machine.ClusterID()
+	})
+}
