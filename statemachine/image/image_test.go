@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -203,9 +204,8 @@ func TestCrashAnywhere(t *testing.T) {
 	})
 }
 
-// written makes a file of a few hundred entries and returns it with the state at each index.
-func written(t testing.TB, path string, entries int) map[uint64]string {
-	log := newRandomLog(11)
+// written goes on writing a file for a number of entries and returns the state at each commit.
+func written(t testing.TB, path string, log *randomLog, entries int) map[uint64]string {
 	im, m := begin(t, testConfig(path))
 	states := map[uint64]string{}
 	for range entries {
@@ -220,12 +220,19 @@ func written(t testing.TB, path string, entries int) map[uint64]string {
 	return states
 }
 
-// TestDamage flips, zeroes and cuts bytes of the file everywhere. Whatever it is, the image is either set aside or gives
-// a state that was committed.
+// TestDamage flips, zeroes, cuts, swaps and loses writes of bytes of the file everywhere. Whatever it is, the image is
+// either set aside or gives a state that was committed.
 func TestDamage(t *testing.T) {
 	directory := t.TempDir()
-	states := written(t, filepath.Join(directory, "whole"), 400)
-	whole, err := os.ReadFile(filepath.Join(directory, "whole"))
+	file := filepath.Join(directory, "whole")
+	log := newRandomLog(11)
+	states := written(t, file, log, 300)
+	older, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(states, written(t, file, log, 100))
+	whole, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +242,10 @@ func TestDamage(t *testing.T) {
 	for range 1500 {
 		damaged := bytes.Clone(whole)
 		at := r.IntN(len(damaged))
-		switch r.IntN(5) {
+		switch r.IntN(6) {
+		case 5: // a write of the last hundred entries that never reached the disk
+			page := r.IntN(len(older)/os.Getpagesize()) * os.Getpagesize()
+			copy(damaged[page:page+os.Getpagesize()], older[page:])
 		case 0:
 			damaged[at] = byte(r.Uint32())
 		case 1:
@@ -271,7 +281,7 @@ func TestDamage(t *testing.T) {
 
 func TestForeignAndMissing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
-	states := written(t, path, 50)
+	states := written(t, path, newRandomLog(11), 50)
 	for _, other := range []Identity{{}, {9, 2, 7}, {8, 1, 7}, {9, 1, 8}} {
 		content, err := os.ReadFile(path)
 		if err != nil {

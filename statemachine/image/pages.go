@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 )
 
 // bbolt trusts the structure of its file: a page that refers to itself, or beyond the end of the file, makes it loop or
@@ -37,6 +38,8 @@ type pageWalk struct {
 	pageSize int64
 	meta     boltMeta
 	reached  []bool
+	// leaf is room for one leaf below which nothing is.
+	leaf []byte
 }
 
 // checkPages walks the file as of its newest transaction. empty tells that nothing was committed yet. The error matches
@@ -115,7 +118,13 @@ func (w *pageWalk) page(id uint64, within bounds, buckets bool) error {
 		}
 		w.reached[i] = true
 	}
-	content := make([]byte, int64(overflow+1)*w.pageSize)
+	var content []byte
+	if size := int64(overflow+1) * w.pageSize; buckets || binary.NativeEndian.Uint16(header[8:]) != pageLeaf {
+		content = make([]byte, size) // it is needed until all below it has been walked
+	} else {
+		w.leaf = slices.Grow(w.leaf[:0], int(size))
+		content = w.leaf[:size]
+	}
 	if _, err := w.file.ReadAt(content, int64(id)*w.pageSize); err != nil {
 		return err
 	}
@@ -124,55 +133,70 @@ func (w *pageWalk) page(id uint64, within bounds, buckets bool) error {
 
 // content checks the elements of a page, or of a bucket that stands in its parent's leaf.
 func (w *pageWalk) content(b []byte, within bounds, buckets bool, corrupt func(string) error) error {
-	order := binary.NativeEndian
-	flags, count := order.Uint16(b[8:]), int(order.Uint16(b[10:]))
-	if flags != pageBranch && flags != pageLeaf || pageHeaderBytes+count*pageElementBytes > len(b) {
+	flags, count := binary.NativeEndian.Uint16(b[8:]), int(binary.NativeEndian.Uint16(b[10:]))
+	switch {
+	case flags != pageBranch && flags != pageLeaf, pageHeaderBytes+count*pageElementBytes > len(b):
 		return corrupt("neither branch nor leaf")
-	}
-	if flags == pageBranch && count == 0 {
+	case flags == pageBranch && count == 0:
 		return corrupt("branch without children")
 	}
-	keys := make([][]byte, count)
-	values := make([][]byte, count)
+	var previous element
 	for i := range count {
-		at := pageHeaderBytes + i*pageElementBytes
-		element := b[at:]
-		position, keyBytes, valueBytes := uint64(order.Uint32(element[4:])), uint64(order.Uint32(element[8:])), uint64(order.Uint32(element[12:]))
-		if flags == pageBranch {
-			position, keyBytes, valueBytes = uint64(order.Uint32(element)), uint64(order.Uint32(element[4:])), 0
-		}
-		begin := uint64(at) + position
-		if begin+keyBytes+valueBytes > uint64(len(b)) {
+		e, ok := elementAt(b, i, flags)
+		if !ok {
 			return corrupt("element outside the page")
 		}
-		keys[i], values[i] = b[begin:begin+keyBytes], b[begin+keyBytes:begin+keyBytes+valueBytes]
-		if !within.hold(keys[i]) || i > 0 && bytes.Compare(keys[i-1], keys[i]) >= 0 || keyBytes == 0 {
+		if len(e.key) == 0 || !within.hold(e.key) || i > 0 && bytes.Compare(previous.key, e.key) >= 0 {
 			return corrupt("keys out of order")
 		}
-	}
-	for i := range count {
-		element := b[pageHeaderBytes+i*pageElementBytes:]
-		if flags == pageBranch {
-			below := bounds{low: keys[i], high: within.high}
-			if i+1 < count {
-				below.high = keys[i+1]
-			}
-			if err := w.page(order.Uint64(element[8:]), below, buckets); err != nil {
+		if flags == pageBranch && i > 0 {
+			if err := w.page(previous.child, bounds{previous.key, e.key}, buckets); err != nil {
 				return err
 			}
-			continue
 		}
-		switch kind := order.Uint32(element); {
-		case kind == 0:
-		case kind == elementBucket && buckets:
-			if err := w.bucket(values[i], corrupt); err != nil {
+		previous = e
+		switch {
+		case flags == pageBranch || e.kind == 0:
+		case e.kind == elementBucket && buckets:
+			if err := w.bucket(e.value, corrupt); err != nil {
 				return err
 			}
 		default:
 			return corrupt("element of an unknown kind")
 		}
 	}
+	if flags == pageBranch {
+		return w.page(previous.child, bounds{previous.key, within.high}, buckets)
+	}
 	return nil
+}
+
+// element is one of a leaf, with kind and value, or of a branch, with child.
+type element struct {
+	key, value []byte
+	kind       uint32
+	child      uint64
+}
+
+// elementAt returns an element whose head lies within the page; false if its key or value does not.
+func elementAt(b []byte, i int, flags uint16) (e element, ok bool) {
+	at := pageHeaderBytes + i*pageElementBytes
+	order, head := binary.NativeEndian, b[at:at+pageElementBytes]
+	var position, keyBytes, valueBytes uint32
+	if flags == pageBranch {
+		position, keyBytes, e.child = order.Uint32(head), order.Uint32(head[4:]), order.Uint64(head[8:])
+	} else {
+		e.kind, position = order.Uint32(head), order.Uint32(head[4:])
+		keyBytes, valueBytes = order.Uint32(head[8:]), order.Uint32(head[12:])
+	}
+	begin := uint64(at) + uint64(position)
+	middle := begin + uint64(keyBytes)
+	end := middle + uint64(valueBytes)
+	if end > uint64(len(b)) {
+		return e, false
+	}
+	e.key, e.value = b[begin:middle], b[middle:end]
+	return e, true
 }
 
 func (w *pageWalk) bucket(value []byte, corrupt func(string) error) error {
