@@ -2,10 +2,9 @@ package frontend
 
 import (
 	"context"
-	"slices"
-	"strings"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/internal/version"
 )
 
@@ -31,19 +30,13 @@ func (c *clusterServer) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv
 		QuotaBytes:      machine.Settings().QuotaBytes,
 		CompactRevision: stats.CompactRevision,
 	}
-	for _, session := range machine.Sessions() {
-		response.Frontends = append(response.Frontends, &kvv1.FrontendStatus{
-			Name:        session.Name,
-			Region:      session.Region,
-			Incarnation: session.Incarnation,
-			ClientUrls:  session.ClientURLs,
-			Session:     session.ID,
-			Self:        session.FrontendID == identity.FrontendID,
-		})
+	sessions := machine.Sessions()
+	serving.SortSessions(sessions)
+	for _, session := range sessions {
+		frontend := serving.FrontendStatus(session)
+		frontend.Self = session.FrontendID == identity.FrontendID
+		response.Frontends = append(response.Frontends, frontend)
 	}
-	slices.SortFunc(response.Frontends, func(a, b *kvv1.FrontendStatus) int {
-		return strings.Compare(a.GetRegion()+"\x00"+a.GetName(), b.GetRegion()+"\x00"+b.GetName())
-	})
 	for _, alarm := range machine.Alarms() {
 		response.Alarms = append(response.Alarms, alarm.String())
 	}

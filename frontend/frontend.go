@@ -214,6 +214,7 @@ func (s *Server) newGRPC() *grpc.Server {
 	kvv1.RegisterWatchServiceServer(server, &watchServer{region: s.region, hub: s.hub})
 	kvv1.RegisterLeaseServiceServer(server, &leaseServer{region: s.region, leases: held})
 	kvv1.RegisterClusterServiceServer(server, &clusterServer{server: s})
+	kvv1.RegisterAdminServiceServer(server, &adminServer{region: s.region})
 	healthv1.RegisterHealthServer(server, s.health)
 	etcd.Register(server, etcd.Config{
 		Region: s.region, Hub: s.hub, Leases: held,

@@ -10,6 +10,7 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/frontend/etcd"
 	"github.com/logmirror/logmirror/logclient"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // statusTimeout bounds how long an answer about the log waits for its members.
@@ -26,9 +27,16 @@ func (s *Server) logReachable() bool {
 }
 
 // Degraded says what keeps this frontend from serving everything, for people; empty for nothing.
-func (s *Server) Degraded() []string { return s.mirror.Health() }
+func (s *Server) Degraded() []string {
+	degraded := s.mirror.Health()
+	if reason := s.region.StateReason(); reason != "" {
+		degraded = append(degraded, reason)
+	}
+	return degraded
+}
 
-// NotReady says why this frontend serves nothing; empty once it serves.
+// NotReady says why clients should go elsewhere; empty once this frontend serves. A fenced region's frontend goes on
+// serving reads to those who come nevertheless.
 func (s *Server) NotReady() []string {
 	select {
 	case <-s.mirror.Done():
@@ -37,6 +45,9 @@ func (s *Server) NotReady() []string {
 	}
 	if err := s.region.CheckReady(); err != nil {
 		return []string{err.Error()}
+	}
+	if s.region.State() == statemachine.RegionFenced {
+		return []string{s.region.StateReason()}
 	}
 	return nil
 }

@@ -51,8 +51,9 @@ var table = []struct{ err, status error }{
 
 // failure turns an error of the parts below into a status, with what became of a write as a detail.
 func failure(err error) error {
-	if errors.Is(err, mirror.ErrUnknown) || errors.Is(err, serving.ErrNotReady) {
-		// Whatever its reason, the first must not read as a write that can be repeated; the second is said as it is.
+	var refused *serving.RefusedError
+	if errors.Is(err, mirror.ErrUnknown) || errors.Is(err, serving.ErrNotReady) || errors.As(err, &refused) {
+		// Whatever its reason, the first must not read as a write that can be repeated; the others are said as they are.
 		return serving.Status(err, textPrefix)
 	}
 	for _, row := range table {

@@ -42,6 +42,9 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 	if err := s.region.CheckReady(); err != nil {
 		response.Errors = append(response.Errors, err.Error())
 	}
+	if reason := s.region.StateReason(); reason != "" {
+		response.Errors = append(response.Errors, textPrefix+reason)
+	}
 	for _, alarm := range s.alarms() {
 		response.Errors = append(response.Errors, alarm.String())
 	}

@@ -10,7 +10,8 @@
 // Write returns when the command was applied here, so that any later Read in this region sees it. Its error says which
 // of two a failure is: mirror.ErrNotApplied, ErrUnavailable and ErrOverloaded and every error that is found before
 // proposing say that the command was not applied and never will be; mirror.ErrUnknown and the errors of a context say
-// that nobody knows. The error of a command that apply refused is that of the state machine.
+// that nobody knows. The error of a command that apply refused is that of the state machine. In a drained region new
+// commands of clients are refused with a RefusedError, in a fenced one all commands are; both were not applied.
 //
 // All methods may be called from any goroutine, until the mirror is stopped.
 package serving
@@ -262,9 +263,12 @@ func (r *Region) Write(ctx context.Context, command *commandv1.Command, o WriteO
 	if err := r.CheckReady(); err != nil {
 		return statemachine.Result{}, fmt.Errorf("%w: %w", mirror.ErrNotApplied, err)
 	}
+	if err := r.refusal(command); err != nil {
+		return statemachine.Result{}, err
+	}
 	result, err := r.mirror.Propose(ctx, command, mirror.ProposeOptions{WaitForLog: o.WaitForLog})
 	if err != nil {
-		return statemachine.Result{}, err
+		return statemachine.Result{}, r.fencedMeanwhile(err)
 	}
 	return result, result.Err
 }

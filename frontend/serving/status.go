@@ -90,6 +90,9 @@ func Status(err error, prefix string) error {
 	if errors.Is(err, mirror.ErrOverloaded) {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
 	}
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		details = append(details, refused.detail())
+	}
 	if reason := Outcome(err); reason != "" || details != nil {
 		return WithReason(converted, reason, details...)
 	}

@@ -116,7 +116,8 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringVar(&o.tls.Authority, "cacert", "", "authority `file` that the frontend's certificate must be signed by")
 	root.AddCommand(
 		newPut(o), newGet(o), newList(o), newDelete(o), newCompareAndSwap(o), newTxn(o), newWatch(o), newLease(o),
-		newStatus(o), newImport(o), newPlayground(o), newLog(o),
+		newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
+		newSettings(o),
 	)
 	for _, c := range allCommands(root) {
 		if c.Args != nil {
@@ -247,6 +248,11 @@ func explain(err error) string {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
+		for _, detail := range s.Details() {
+			if _, refused := detail.(*kvv1.RegionRefusal); refused {
+				return s.Message()
+			}
+		}
 		return s.Message() + "\nIs a cluster running (make run), and do --endpoints name its frontends?"
 	case codes.DeadlineExceeded:
 		return "no answer in time (--timeout raises the bound); whether a write was applied is not known: read before you write again"
