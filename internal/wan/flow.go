@@ -67,8 +67,9 @@ func (f *flow) read(b []byte) (int, error) {
 		if n, end := f.takeArrived(b); n > 0 || end != nil {
 			return n, end
 		}
-		f.scheduleWake()
-		f.readable.Wait()
+		if f.scheduleWake() {
+			f.readable.Wait()
+		}
 	}
 }
 
@@ -107,25 +108,31 @@ func (f *flow) arrived(s *segment, now time.Time) bool {
 // stalledSince tells whether a cut at that instant stalls the segment.
 func (s *segment) stalledSince(cutAt time.Time) bool { return s.lost || s.due.After(cutAt) }
 
-// scheduleWake arranges for the reader to look again when the first segment is due. A segment that is overdue
-// waits for its link to be healed, which wakes the reader too.
-func (f *flow) scheduleWake() {
+// scheduleWake arranges for the reader to look again when the first segment is due. It reports false if the reader
+// must look again at once, because the segment arrived since it last did: nothing else would wake it. A segment that is
+// overdue over a cut link waits for the link to be healed, which wakes the reader too.
+func (f *flow) scheduleWake() (wait bool) {
 	if len(f.segments) == 0 {
-		return
+		return true
 	}
-	wait := time.Until(f.segments[0].due)
-	if wait <= 0 {
-		return
+	now := time.Now()
+	if f.arrived(&f.segments[0], now) {
+		return false
+	}
+	left := f.segments[0].due.Sub(now)
+	if left <= 0 {
+		return true
 	}
 	if f.wake == nil {
-		f.wake = time.AfterFunc(wait, func() {
+		f.wake = time.AfterFunc(left, func() {
 			f.link.mu.Lock()
 			defer f.link.mu.Unlock()
 			f.readable.Broadcast()
 		})
-		return
+		return true
 	}
-	f.wake.Reset(wait)
+	f.wake.Reset(left)
+	return true
 }
 
 // write sends a copy of b, waiting for room where there is none. It returns how many bytes it sent.
