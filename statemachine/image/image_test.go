@@ -178,7 +178,7 @@ func TestCrashAnywhere(t *testing.T) {
 			if index > 0 && dump(t, m) != states[index-1] {
 				rt.Fatalf("restored at %d:\n%s\nwant\n%s", index, dump(t, m), states[index-1])
 			}
-			for range rapid.IntRange(0, 80).Draw(rt, "entries") {
+			for range rapid.IntRange(0, 40).Draw(rt, "entries") {
 				index++
 				if int(index) > len(entries) {
 					e := log.next()
@@ -239,7 +239,7 @@ func TestDamage(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	path := filepath.Join(directory, "damaged")
 	found, harmless := 0, 0
-	for range 1500 {
+	for range 600 {
 		damaged := bytes.Clone(whole)
 		at := r.IntN(len(damaged))
 		switch r.IntN(6) {
@@ -274,7 +274,7 @@ func TestDamage(t *testing.T) {
 		im.Close(false)
 	}
 	t.Logf("%d found, %d harmless", found, harmless)
-	if found < 200 {
+	if found < 80 {
 		t.Errorf("only %d found", found)
 	}
 }
