@@ -105,7 +105,8 @@ func BenchmarkMemory(b *testing.B) {
 			m := map[string]*entry{}
 			for i := range benchKeys {
 				k := benchName(nil, i)
-				m[string(k)] = &entry{key: k, value: make([]byte, benchValueBytes), modRevision: int64(i)}
+				m[string(k)] = &entry{key: k, value: make([]byte, benchValueBytes),
+					createRevision: int64(i), modRevision: int64(i), version: 1, lease: 0}
 			}
 			reportMemory(b, before)
 			runtime.KeepAlive(m)

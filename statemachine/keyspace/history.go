@@ -44,15 +44,6 @@ func (v *historyView) after(main int64, count uint64) uint64 {
 	return first + uint64(sort.Search(int(count-first), func(i int) bool { return v.at(first+uint64(i)).main > main }))
 }
 
-// last is the newest change, if it is still there.
-func (h *history) last() *change {
-	v := h.view.Load()
-	if h.count <= v.firstChunk*historyChunk {
-		return nil
-	}
-	return v.at(h.count - 1)
-}
-
 func (h *history) append(c change) {
 	v := h.view.Load()
 	if h.count/historyChunk-v.firstChunk == uint64(len(v.chunks)) {

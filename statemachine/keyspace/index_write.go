@@ -30,14 +30,14 @@ func (x *index) insert(p place, key []byte, id uint32) {
 
 	cells := insertAt(p.root.groups[p.group].cells, p.cell+1, right)
 	if len(cells) <= groupCells {
-		x.replaceGroups(p.root, p.group, 1, newGroup(cells))
+		x.replaceGroup(p.root, p.group, newGroup(cells))
 		return
 	}
 	middle = len(cells) / 2
 	if p.cell+2 == len(cells) {
 		middle = len(cells) - 1
 	}
-	x.replaceGroups(p.root, p.group, 1, newGroup(cells[:middle:middle]), newGroup(cells[middle:]))
+	x.replaceGroup(p.root, p.group, newGroup(cells[:middle:middle]), newGroup(cells[middle:]))
 }
 
 // remove takes a key out that locate found.
@@ -82,23 +82,23 @@ func (x *index) mergeRight(r *root, group, position int) bool {
 	}
 	cells := removeAt(r.groups[group].cells, position)
 	if len(cells) == 0 {
-		x.replaceGroups(r, group, 1)
+		x.replaceGroup(r, group)
 	} else {
-		x.replaceGroups(r, group, 1, newGroup(cells))
+		x.replaceGroup(r, group, newGroup(cells))
 	}
 	return true
 }
 
-// replaceGroups publishes a root that has the given groups in place of count ones.
-func (x *index) replaceGroups(r *root, at, count int, with ...*group) {
-	if count == len(with) && bytes.Equal(r.groups[at].low(), with[0].low()) {
+// replaceGroup publishes a root that has the given groups, or none, in place of one.
+func (x *index) replaceGroup(r *root, at int, with ...*group) {
+	if len(with) == 1 && bytes.Equal(r.groups[at].low(), with[0].low()) {
 		groups := append([]*group(nil), r.groups...)
 		copy(groups[at:], with)
 		x.root.Store(&root{groups: groups, fences: r.fences})
 		return
 	}
-	groups := make([]*group, 0, len(r.groups)-count+len(with))
-	groups = append(append(append(groups, r.groups[:at]...), with...), r.groups[at+count:]...)
+	groups := make([]*group, 0, len(r.groups)-1+len(with))
+	groups = append(append(append(groups, r.groups[:at]...), with...), r.groups[at+1:]...)
 	x.root.Store(newRoot(groups))
 }
 
