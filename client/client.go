@@ -71,6 +71,7 @@ type Client struct {
 	kvv1.KvServiceClient
 	kvv1.LeaseServiceClient
 	kvv1.ClusterServiceClient
+	kvv1.IdServiceClient
 	kvv1.AdminServiceClient
 
 	watches    kvv1.WatchServiceClient
@@ -117,6 +118,7 @@ func New(config Config) (*Client, error) {
 	c.KvServiceClient = kvv1.NewKvServiceClient(connection)
 	c.LeaseServiceClient = kvv1.NewLeaseServiceClient(connection)
 	c.ClusterServiceClient = kvv1.NewClusterServiceClient(connection)
+	c.IdServiceClient = kvv1.NewIdServiceClient(connection)
 	c.AdminServiceClient = kvv1.NewAdminServiceClient(connection)
 	c.watches = kvv1.NewWatchServiceClient(connection)
 	return c, nil

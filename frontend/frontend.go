@@ -39,6 +39,7 @@ import (
 	"github.com/logmirror/logmirror/frontend/etcd"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/idgen"
 	"github.com/logmirror/logmirror/lease/keeper"
 	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/statemachine"
@@ -101,6 +102,7 @@ type Server struct {
 	region *serving.Region
 	hub    *watch.Hub
 	keeper *keeper.Keeper
+	ids    *idgen.Generator
 	owners *owners
 	grpc   *grpc.Server
 	health *health.Server
@@ -155,6 +157,9 @@ func start(config Config) (*Server, error) {
 		return nil, fmt.Errorf("frontend %s: %w", config.Name, err)
 	}
 	s.mirror = m
+	s.ids = idgen.New(idgen.Config{
+		Log: keeperMirror{m}, Clock: s.config.Clock, Logger: s.logger, Registerer: s.config.Registerer,
+	})
 	s.grpc = s.newGRPC()
 	s.running.Go(s.serve)
 	s.running.Go(s.followHealth)
@@ -213,6 +218,7 @@ func (s *Server) newGRPC() *grpc.Server {
 	server.RegisterService(kvServiceDesc(), &kvServer{region: s.region})
 	kvv1.RegisterWatchServiceServer(server, &watchServer{region: s.region, hub: s.hub})
 	kvv1.RegisterLeaseServiceServer(server, &leaseServer{region: s.region, leases: held})
+	kvv1.RegisterIdServiceServer(server, &idServer{region: s.region, ids: s.ids})
 	kvv1.RegisterClusterServiceServer(server, &clusterServer{server: s})
 	kvv1.RegisterAdminServiceServer(server, &adminServer{region: s.region})
 	healthv1.RegisterHealthServer(server, s.health)
@@ -273,6 +279,7 @@ func (s *Server) Stop() {
 			s.grpc.Stop()
 			<-graceful
 		}
+		s.ids.Close()
 		s.mirror.Stop()
 	})
 }
@@ -281,6 +288,7 @@ func (s *Server) Stop() {
 func (s *Server) Kill() {
 	s.end(func() {
 		s.mirror.Kill()
+		s.ids.Close()
 		s.hub.Close()
 		s.keeper.Close()
 		s.grpc.Stop()
@@ -325,8 +333,8 @@ func (s *Server) Ready() <-chan struct{} { return s.mirror.Ready() }
 // Mirror returns the mirror, for tests and status.
 func (s *Server) Mirror() *mirror.Mirror { return s.mirror }
 
-// keeperMirror is the mirror as the keeper uses it: its proposals do not wait for a log that is away, since the keeper
-// decides itself when to try again.
+// keeperMirror is the mirror as the keeper and the generator of ids use it: its proposals do not wait for a log that is
+// away, since these decide themselves when to try again.
 type keeperMirror struct{ *mirror.Mirror }
 
 // Propose returns once the command was applied here.

@@ -77,6 +77,7 @@ var mayImport = map[string]struct {
 	"statemachine/image":    {[]string{"statemachine"}, "the durable copy holds a machine; the machine knows no disk"},
 	"logclient":             {[]string{"internal"}, "the log as a caller sees it knows no state machine"},
 	"mirror":                {[]string{"logclient", "statemachine", "lease", "internal"}, "the mirror joins the log to the state machine"},
+	"idgen":                 {[]string{"statemachine"}, "ids are made of what the state machine granted; who proposes is the caller's affair"},
 	"watch":                 {[]string{"statemachine", "lease"}, "the hub reads events and history, it proposes nothing"},
 	"frontend":              {[]string{"frontend/etcd", "watch", "lease", "mirror", "statemachine", "logclient", "internal", "idgen"}, "a region's server stands on the parts below it"},
 	"frontend/etcd":         {[]string{"frontend", "watch", "lease", "mirror", "statemachine", "internal"}, "etcd's services stand on the same parts"},

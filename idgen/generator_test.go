@@ -1,0 +1,201 @@
+package idgen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/logmirror/logmirror/statemachine"
+)
+
+// start runs a generator in the bubble of the caller.
+func start(t *testing.T, l Log) *Generator {
+	begin := time.Now()
+	g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
+	t.Cleanup(g.Close)
+	return g
+}
+
+func total(blocks []Block) (n int64) {
+	for _, b := range blocks {
+		n += b.Count
+	}
+	return n
+}
+
+// TestGenerators: many callers of one generator get what they ask for, nothing twice, for one proposal each minute; more
+// than the layout has for the time takes time.
+func TestGenerators(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newFrontendLog(t)
+		g := start(t, l)
+		began := time.Now()
+		var (
+			mu     sync.Mutex
+			all    []Block
+			asking sync.WaitGroup
+		)
+		for range 10 {
+			asking.Go(func() {
+				for range 5 {
+					blocks, err := g.Next(t.Context(), statemachine.IDSnowflake, 200_000)
+					if err != nil || total(blocks) != 200_000 {
+						t.Errorf("%d ids, %v", total(blocks), err)
+					}
+					mu.Lock()
+					all = append(all, blocks...)
+					mu.Unlock()
+				}
+			})
+		}
+		asking.Wait()
+		slices.SortFunc(all, func(a, b Block) int { return int(a.First>>12 - b.First>>12) })
+		for i := range all[1:] {
+			if all[i].First>>12 == all[i+1].First>>12 && all[i].First+all[i].Count > all[i+1].First && all[i].First < all[i+1].First+all[i+1].Count {
+				t.Fatalf("%+v and %+v meet", all[i], all[i+1])
+			}
+		}
+		// 10,000,000 ids are the milliseconds 1 to 2,442 of a node, of which the last second may be ahead of the clock.
+		if took := time.Since(began); took != 1442*time.Millisecond {
+			t.Errorf("took %v", took)
+		}
+		if l.proposals != 1 {
+			t.Errorf("%d proposals", l.proposals)
+		}
+		time.Sleep(time.Hour)
+		if _, err := g.Next(t.Context(), statemachine.IDSnowflake, 1); err != nil || l.proposals != 2 {
+			t.Errorf("%v after %d proposals", err, l.proposals)
+		}
+	})
+}
+
+// TestLogAway: ids go on as far as the grant reaches, then fail at once, and come back with the log; a session that ended
+// costs another grant and nothing else.
+func TestLogAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newFrontendLog(t)
+		g := start(t, l)
+		next := func() error {
+			_, err := g.Next(t.Context(), statemachine.IDRaindrop, 1)
+			return err
+		}
+		if err := next(); err != nil {
+			t.Fatal(err)
+		}
+		l.set(func() { l.down = errors.New("the log is away") })
+		for range 60 {
+			if err := next(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		if err := next(); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		l.set(func() { l.down, l.session = nil, l.log.open(1) })
+		time.Sleep(time.Second)
+		if err := next(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestSegments: numbers of a range come without a gap, whoever asks for how many, up to the range's end.
+func TestSegments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newFrontendLog(t)
+		g := start(t, l)
+		var (
+			mu     sync.Mutex
+			all    []Block
+			asking sync.WaitGroup
+		)
+		for i := range 20 {
+			asking.Go(func() {
+				for j := range 10 {
+					count := int64(1 + 37*i*j)
+					blocks, err := g.Segment(t.Context(), "orders", math.MaxInt32, count)
+					if err != nil || total(blocks) != count {
+						t.Errorf("%d of %d numbers, %v", total(blocks), count, err)
+					}
+					mu.Lock()
+					all = append(all, blocks...)
+					mu.Unlock()
+				}
+			})
+		}
+		asking.Wait()
+		slices.SortFunc(all, func(a, b Block) int { return int(a.First - b.First) })
+		next := int64(1)
+		for _, b := range all {
+			if b.First != next {
+				t.Fatalf("%+v where %d is next", b, next)
+			}
+			next += b.Count
+		}
+
+		if blocks, err := g.Segment(t.Context(), "small", 10, 7); err != nil || fmt.Sprint(blocks) != "[{1 7}]" {
+			t.Fatal(blocks, err)
+		}
+		if blocks, err := g.Segment(t.Context(), "small", 10, 4); !errors.Is(err, statemachine.ErrIDRangeUsedUp) {
+			t.Fatal(blocks, err)
+		}
+		if blocks, err := g.Segment(t.Context(), "small", 10, 3); err != nil || fmt.Sprint(blocks) != "[{8 3}]" {
+			t.Fatal(blocks, err)
+		}
+		if _, err := g.Segment(t.Context(), "small", 11, 1); !errors.Is(err, statemachine.ErrIDRangeMaximum) {
+			t.Fatal(err)
+		}
+		if len(g.ranges) != 2 {
+			t.Fatalf("%d ranges are held", len(g.ranges))
+		}
+	})
+}
+
+// hungLog never decides.
+type hungLog struct{}
+
+func (hungLog) Propose(ctx context.Context, _ *commandv1.Command) (statemachine.Result, error) {
+	<-ctx.Done()
+	return statemachine.Result{}, ctx.Err()
+}
+
+// TestEnds: a caller whose time is over leaves, and Close ends the others and the proposals.
+func TestEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := start(t, hungLog{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := g.Next(ctx, statemachine.IDSnowflake, 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		g.Close()
+		if _, err := g.Segment(t.Context(), "x", 0, 1); !errors.Is(err, ErrClosed) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// BenchmarkSnowflake asks a generator for blocks, with the real clock: one node number has 4,096,000 ids a second.
+func BenchmarkSnowflake(b *testing.B) {
+	const count = 10_000
+	l := newFrontendLog(b)
+	begin := time.Now()
+	l.log.logTime = uint64(begin.UnixNano())
+	g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
+	defer g.Close()
+	for b.Loop() {
+		if _, err := g.Next(b.Context(), statemachine.IDSnowflake, count); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(count*float64(b.N)/b.Elapsed().Seconds(), "ids/s")
+}
