@@ -53,7 +53,7 @@ func newCompareAndSwap(o *options) *cobra.Command {
 				}
 				request.Lease = id
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.CompareAndSwap(ctx, request)
 				if err != nil {
 					return err

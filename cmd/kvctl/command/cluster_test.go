@@ -5,11 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/logmirror/logmirror/playground"
 )
@@ -125,6 +131,36 @@ func TestWrongCommandLines(t *testing.T) {
 	c.want("lease not found", exitNotFound, "", "put", "x", "y", "--lease", "7")
 	away := &cluster{t: t, address: "127.0.0.1:1"}
 	away.want("make run", exitUnavailable, "", "get", "x", "--timeout", "5s")
+	away.want("make run", exitUnavailable, "", "put", "x", "y", "--timeout", "5s") // never sent: not applied
+}
+
+// A connection that breaks between the request and its answer leaves the outcome open, and the exit code says so.
+func TestBrokenConnection(t *testing.T) {
+	unknown, err := status.New(codes.Unknown, "not answered in time").WithDetails(&errdetails.ErrorInfo{Reason: "OUTCOME_UNKNOWN"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		if method, _ := grpc.MethodFromServerStream(stream); strings.HasSuffix(method, "/Txn") {
+			return unknown.Err()
+		}
+		return status.Error(codes.Unavailable, "error reading from server: EOF")
+	}))
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() {
+		server.Stop()
+		<-served
+	}()
+	c := &cluster{t: t, address: listener.Addr().String()}
+	c.want("is not known", exitUnknown, "", "put", "x", "y")
+	c.want("is not known", exitUnknown, "", "lease", "grant", "5")
+	c.want("Read before", exitUnknown, "then put x y\n", "txn")
+	c.run(exitUnavailable, "", "lease", "list")
 }
 
 func TestImportResumes(t *testing.T) {

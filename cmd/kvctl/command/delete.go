@@ -29,7 +29,7 @@ func newDelete(o *options) *cobra.Command {
 					request.Key = []byte{0}
 				}
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Delete(ctx, request)
 				if err != nil {
 					return err

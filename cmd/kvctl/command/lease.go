@@ -27,7 +27,7 @@ func newLeaseGrant(o *options) *cobra.Command {
 			if err != nil || seconds <= 0 {
 				return exitError{exitUsage, fmt.Errorf("SECONDS %q: want a whole number above zero", args[0])}
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Grant(ctx, &kvv1.GrantRequest{TtlSeconds: seconds})
 				if err != nil {
 					return err
@@ -87,7 +87,7 @@ func newLeaseRevoke(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Revoke(ctx, &kvv1.RevokeRequest{Id: id})
 				if err != nil {
 					return err

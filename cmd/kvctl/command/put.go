@@ -46,7 +46,7 @@ func newPut(o *options) *cobra.Command {
 				}
 				request.Value = value
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Put(ctx, request)
 				if err != nil {
 					return err

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -216,6 +217,30 @@ func (o *options) call(c *cobra.Command, do func(ctx context.Context, c *client.
 	return do(ctx, connection)
 }
 
+// callWrite is call for requests that write: it tells a write that was not applied from one whose outcome is unknown.
+func (o *options) callWrite(c *cobra.Command, do func(ctx context.Context, c *client.Client) error) error {
+	err := o.call(c, do)
+	if status.Code(err) == codes.Unavailable && !notApplied(err) {
+		return exitError{exitUnknown, fmt.Errorf("the connection broke before the answer: whether the write was applied is not "+
+			"known; read before you write again (%w)", err)}
+	}
+	return err
+}
+
+// notApplied tells whether the frontend said so, or the request never got as far as a connection.
+func notApplied(err error) bool {
+	return hasReason(err, "NOT_APPLIED") || strings.Contains(status.Convert(err).Message(), "connection error:")
+}
+
+func hasReason(err error, reason string) bool {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetReason() == reason {
+			return true
+		}
+	}
+	return false
+}
+
 // exitCode maps an error to the process's exit code.
 func exitCode(err error) int {
 	if err == nil {
@@ -234,6 +259,9 @@ func exitCode(err error) int {
 	case codes.DeadlineExceeded, codes.Aborted:
 		return exitUnknown
 	case codes.Unknown:
+		if hasReason(err, "OUTCOME_UNKNOWN") {
+			return exitUnknown
+		}
 		if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown flag") {
 			return exitUsage
 		}
@@ -244,7 +272,7 @@ func exitCode(err error) int {
 // explain says what happened and what to do about it.
 func explain(err error) string {
 	s, ok := status.FromError(err)
-	if !ok || s.Code() == codes.Unknown {
+	if !ok {
 		return err.Error()
 	}
 	switch s.Code() {
@@ -259,6 +287,8 @@ func explain(err error) string {
 		return "no answer in time (--timeout raises the bound); whether a write was applied is not known: read before you write again"
 	case codes.ResourceExhausted:
 		return s.Message() + "\nThe cluster is at a limit: see kvctl status."
+	case codes.Unknown:
+		return s.Message() + "\nRead before you write again."
 	default:
 		return s.Message()
 	}

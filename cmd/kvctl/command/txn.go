@@ -54,7 +54,7 @@ func newTxn(o *options) *cobra.Command {
 				return exitError{exitUsage, err}
 			}
 			request.Consistency = o.readConsistency()
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Txn(ctx, request)
 				if err != nil {
 					return err
