@@ -4,11 +4,11 @@
 // What the package promises:
 //  1. What the file holds is the state after one entry, whole: versions of keys, tables, index, term and identity change
 //     in the same transaction, and a crash leaves the transaction before.
-//  2. Load gives that state exactly, or an error. Each row carries a checksum, and the rows of a bucket together a count
+//  2. Open gives that state exactly, or none. Each row carries a checksum, and the rows of a bucket together a count
 //     and a sum, kept up to date with every change: a row that is altered, missing, doubled or out of an older
 //     transaction is found. The structure of the file is walked before bbolt may follow it.
 //  3. Writing is behind. Applied collects, and hands over at most every Interval or CommitBytes; one goroutine
-//     writes. When it falls behind by BacklogBytes, Applied waits for it, up to StallTimeout; after that, and after any
+//     writes. When it falls behind by BacklogCommits, Applied waits for it, up to StallTimeout; after that, and after any
 //     error of the file, the image is given up until the next start: the file keeps what it had.
 //
 // # The file
