@@ -198,6 +198,7 @@ func TestFencedRegionCannotWriteLate(t *testing.T) {
 		if err != nil || !strings.Contains(strings.Join(status.GetDegraded(), "\n"), "region eu is fenced") {
 			t.Errorf("status: %v, %v", status.GetDegraded(), err)
 		}
+		c.restartFenced(eu)
 
 		c.setRegion("ap", "eu", regionOpen)
 		opened := time.Now()
@@ -216,6 +217,24 @@ func TestFencedRegionCannotWriteLate(t *testing.T) {
 			}
 		}
 	})
+}
+
+// restartFenced restarts the frontend of a fenced region, which then reads and still refuses writes.
+func (c *virtual) restartFenced(r *region) {
+	c.t.Helper()
+	if err := errors.Join(c.KillFrontend(r.name), c.RestartFrontend(r.name)); err != nil {
+		c.t.Fatal(err)
+	}
+	c.eventually("a restarted frontend of a fenced region reads", func() error {
+		ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
+		defer cancel()
+		_, err := r.tryGet(ctx, "key", linearizable)
+		return err
+	})
+	if _, err := r.tryPut(c.t, "late/restarted", nil, patience); code(err) != codes.Unavailable ||
+		!strings.Contains(err.Error(), "is fenced") {
+		c.t.Errorf("a write after a restart in a fenced region: %v", err)
+	}
 }
 
 // A drained region refuses clients' writes without a round trip, and does everything else.
