@@ -12,7 +12,7 @@ RACE_PACKAGES = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /api/proto)
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Start a cluster of three regions on this machine (RUN_FLAGS adds flags of kvctl playground)
@@ -46,6 +46,14 @@ proto-check: ## Check the protocols: lint, no breaking change, generated code cu
 .PHONY: bench
 bench: ## Run the Go benchmarks of the hot paths with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./logservice/... ./statemachine/... ./watch/... ./lease/... ./mirror/... ./frontend/...
+
+.PHONY: bench-etcd
+bench-etcd: ## Measure this checkout beside etcd: every row, three rounds (test/bench; about 6 minutes)
+	cd test/bench && $(GO) run . $(BENCH_FLAGS)
+
+.PHONY: bench-etcd-quick
+bench-etcd-quick: ## The same with one short round of each row, in under two minutes
+	cd test/bench && $(GO) run . -rounds 1 -duration 2s -keys 10000 $(BENCH_FLAGS)
 
 .PHONY: demo
 demo: ## Start three regions as containers (needs a Docker Engine with docker compose or docker-compose)

@@ -1,0 +1,215 @@
+// Command bench measures logmirror beside etcd: it starts three members of etcd and three log members with three
+// frontends as processes of their own on fresh data directories, drives both with the same load through etcd's own
+// client, in rounds that alternate between them, and prints a table. All traffic stays on 127.0.0.1, every row is
+// bounded in clients and time, and every process is killed at the end, however it comes about.
+//
+// Read the CPU time per operation first: the load and the servers share the machine's cores, so operations per second
+// say as much about what else runs there.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	source, binaries, rows, markdown, json, perf string
+	rounds, keys                                 int
+	duration                                     time.Duration
+}
+
+func main() {
+	runtime.LockOSThread() // the servers die with this thread: see startProcess
+	var o options
+	flag.StringVar(&o.source, "source", "../..", "checkout of logmirror whose binaries are built and measured")
+	flag.StringVar(&o.binaries, "binaries", "", "directory of logsvc, frontend and etcdmember built before (default: build them)")
+	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between (default: all)")
+	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each row")
+	flag.IntVar(&o.keys, "keys", 100000, "keys loaded before the first row; at least 1,000")
+	flag.DurationVar(&o.duration, "duration", 5*time.Second, "time that each system is driven in a round")
+	flag.StringVar(&o.markdown, "markdown", "", "file for the table, beside standard output")
+	flag.StringVar(&o.json, "json", "", "file for every round's figures")
+	flag.StringVar(&o.perf, "perf", "", "directory for a profile by perf of each process of logmirror in the last round of each row")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if o.rounds < 1 || o.keys < rangeKeys || o.duration <= 0 {
+		return errors.New("rounds, keys or duration is too small")
+	}
+	chosen, err := chooseRows(o.rows)
+	if err != nil {
+		return err
+	}
+	directory, err := os.MkdirTemp("", "logmirror-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
+	source := "of binaries built before"
+	if o.binaries == "" {
+		source = describe(ctx, o.source)
+		o.binaries = filepath.Join(directory, "bin")
+		if err := build(ctx, o.source, o.binaries); err != nil {
+			return err
+		}
+	}
+	etcd, err := startEtcd(filepath.Join(o.binaries, "etcdmember"), directory)
+	if err != nil {
+		return err
+	}
+	defer etcd.stop()
+	logmirror, err := startLogmirror(filepath.Join(o.binaries, "logsvc"), filepath.Join(o.binaries, "frontend"), directory)
+	if err != nil {
+		return err
+	}
+	defer logmirror.stop()
+	for _, s := range []*system{etcd, logmirror} {
+		if err := s.awaitReady(ctx); err != nil {
+			return err
+		}
+		if err := preload(ctx, s, o.keys); err != nil {
+			return fmt.Errorf("%w\n%s", err, s.lastOutput())
+		}
+	}
+	document := &report{Machine: machine(), Source: source, Began: time.Now().UTC(), Rounds: o.rounds,
+		Duration: o.duration.String(), Keys: o.keys}
+	failed := 0
+	for _, r := range chosen {
+		measured, err := runRow(ctx, r, etcd, logmirror, o)
+		if err != nil {
+			return errors.Join(err, publish(document, o)) // what was measured before is worth having
+		}
+		document.Rows = append(document.Rows, measured)
+		n, first := measured.failures()
+		fmt.Fprintf(os.Stderr, "%s: ops/s %v, CPU %v, %d failed %s\n", r.name, measured.OperationsRatio, measured.CPURatio, n, first)
+		failed += n
+	}
+	if err := publish(document, o); err != nil {
+		return err
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d operations failed", failed)
+	}
+	return nil
+}
+
+// runRow drives both systems in every round, each first in every other round.
+func runRow(ctx context.Context, r row, etcd, logmirror *system, o options) (*result, error) {
+	measured := &result{Name: r.name, Title: r.title, Connections: r.connections, Clients: r.clients}
+	for round := range o.rounds {
+		order := []*system{etcd, logmirror}
+		if round%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, s := range order {
+			var profile *profiler
+			if s == logmirror && o.perf != "" && round == o.rounds-1 {
+				var err error
+				if profile, err = startProfiler(s, o.perf, r.name, o.duration); err != nil {
+					return nil, err
+				}
+			}
+			one, err := drive(ctx, s, r, o.keys, o.duration)
+			err = errors.Join(err, profile.wait())
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s on %s: %w\n%s", r.name, s.name, err, s.lastOutput())
+			}
+			if s == etcd {
+				measured.Etcd = append(measured.Etcd, one)
+			} else {
+				measured.Logmirror = append(measured.Logmirror, one)
+			}
+		}
+	}
+	measured.finish()
+	return measured, nil
+}
+
+func chooseRows(names string) ([]row, error) {
+	all := rows()
+	if names == "" {
+		return all, nil
+	}
+	var chosen []row
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(all, func(r row) bool { return r.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no row is named %q", name)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
+}
+
+// build makes the servers: ours from the checkout, etcd's from the module that go.mod names. The working directory must be
+// this module's.
+func build(ctx context.Context, source, into string) error {
+	into, err := filepath.Abs(into)
+	if err != nil {
+		return err
+	}
+	for _, one := range []struct {
+		directory string
+		packages  []string
+	}{{source, []string{"./cmd/logsvc", "./cmd/frontend"}}, {".", []string{"./etcdmember"}}} {
+		command := exec.CommandContext(ctx, "go", append([]string{"build", "-o", into + "/"}, one.packages...)...)
+		command.Dir = one.directory
+		command.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if output, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %v in %s: %w\n%s", one.packages, one.directory, err, output)
+		}
+	}
+	return nil
+}
+
+// describe names the commit that is measured, as far as git knows it.
+func describe(ctx context.Context, source string) string {
+	output, err := exec.CommandContext(ctx, "git", "-C", source, "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(output))
+}
+
+func publish(document *report, o options) error {
+	var table strings.Builder
+	if err := document.markdown(&table); err != nil {
+		return err
+	}
+	fmt.Print(table.String())
+	if o.markdown != "" {
+		if err := os.WriteFile(o.markdown, []byte(table.String()), 0o644); err != nil {
+			return err
+		}
+	}
+	if o.json == "" {
+		return nil
+	}
+	encoded, err := json.MarshalIndent(document, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.json, append(encoded, '\n'), 0o644)
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"time"
+)
+
+// sample is what one system did and used in one round of one row.
+type sample struct {
+	OperationsPerSecond  float64 `json:"operations_per_second"`
+	P50Milliseconds      float64 `json:"p50_milliseconds"`
+	P99Milliseconds      float64 `json:"p99_milliseconds"`
+	CPUMicrosPerOp       float64 `json:"server_cpu_microseconds_per_operation"`
+	ResidentMegabytes    float64 `json:"server_resident_megabytes"`
+	Operations           int     `json:"operations"`
+	Failures             int     `json:"failures"`
+	FirstFailure         string  `json:"first_failure,omitempty"`
+	MeasuredMilliseconds float64 `json:"measured_milliseconds"`
+}
+
+type meter struct {
+	system *system
+	began  time.Time
+	cpu    time.Duration
+}
+
+func startMeter(s *system) (*meter, error) {
+	cpu, err := s.cpu()
+	return &meter{system: s, began: time.Now(), cpu: cpu}, err
+}
+
+// stop ends the measurement and makes a sample of what every client saw.
+func (m *meter) stop(latencies [][]time.Duration, failures []failure) (sample, error) {
+	elapsed := time.Since(m.began)
+	cpu, err := m.system.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	resident, err := m.system.residentBytes()
+	if err != nil {
+		return sample{}, err
+	}
+	result := sample{ResidentMegabytes: float64(resident) / 1e6, MeasuredMilliseconds: float64(elapsed) / 1e6}
+	for _, failed := range failures {
+		result.Failures += failed.count
+		if failed.first != nil && result.FirstFailure == "" {
+			result.FirstFailure = failed.first.Error()
+		}
+	}
+	all := slices.Concat(latencies...)
+	if len(all) == 0 {
+		return result, fmt.Errorf("no operation of %s succeeded: %s", m.system.name, result.FirstFailure)
+	}
+	slices.Sort(all)
+	result.Operations = len(all)
+	result.OperationsPerSecond = float64(len(all)) / elapsed.Seconds()
+	result.P50Milliseconds = float64(all[len(all)/2]) / 1e6
+	result.P99Milliseconds = float64(all[len(all)*99/100]) / 1e6
+	result.CPUMicrosPerOp = float64((cpu - m.cpu).Microseconds()) / float64(len(all))
+	return result, nil
+}
+
+// spread is a figure over the rounds.
+type spread struct {
+	Median float64 `json:"median"`
+	Least  float64 `json:"least"`
+	Most   float64 `json:"most"`
+}
+
+// spreadOf takes the lower middle of an even number of values.
+func spreadOf(values []float64) spread {
+	sorted := slices.Sorted(slices.Values(values))
+	return spread{Median: sorted[(len(sorted)-1)/2], Least: sorted[0], Most: sorted[len(sorted)-1]}
+}
+
+// result is one row of the table: both systems, round by round.
+type result struct {
+	Name        string   `json:"name"`
+	Title       string   `json:"title"`
+	Connections int      `json:"connections"`
+	Clients     int      `json:"clients"`
+	Etcd        []sample `json:"etcd"`
+	Logmirror   []sample `json:"logmirror"`
+	// The ratios are logmirror's figure to etcd's of the same round, so that what else the machine did in it cancels out.
+	OperationsRatio spread `json:"operations_ratio"`
+	CPURatio        spread `json:"cpu_ratio"`
+}
+
+// finish computes the ratios; both systems have as many samples.
+func (r *result) finish() {
+	var operations, cpu []float64
+	for i := range r.Etcd {
+		operations = append(operations, r.Logmirror[i].OperationsPerSecond/r.Etcd[i].OperationsPerSecond)
+		cpu = append(cpu, r.Logmirror[i].CPUMicrosPerOp/max(r.Etcd[i].CPUMicrosPerOp, 1e-3))
+	}
+	r.OperationsRatio, r.CPURatio = spreadOf(operations), spreadOf(cpu)
+}
+
+func (r *result) failures() (n int, first string) {
+	for _, s := range slices.Concat(r.Etcd, r.Logmirror) {
+		if n += s.Failures; first == "" {
+			first = s.FirstFailure
+		}
+	}
+	return n, first
+}
+
+func median(samples []sample, figure func(sample) float64) float64 {
+	var values []float64
+	for _, s := range samples {
+		values = append(values, figure(s))
+	}
+	return spreadOf(values).Median
+}
+
+// report is the JSON document.
+type report struct {
+	Machine  string    `json:"machine"`
+	Source   string    `json:"source"`
+	Began    time.Time `json:"began"`
+	Rounds   int       `json:"rounds"`
+	Duration string    `json:"duration_of_a_round"`
+	Keys     int       `json:"keys"`
+	Rows     []*result `json:"rows"`
+}
+
+func machine() string {
+	return fmt.Sprintf("%d cores, %s, %s/%s", runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+func (r *report) markdown(w io.Writer) error {
+	_, err := fmt.Fprintf(w, "%s; source %s; %d rounds of %s a row and system, medians; ratios logmirror / etcd, median (least–most)\n\n"+
+		"| operation | system | ops/s | p50 ms | p99 ms | server CPU µs/op | server RSS MB | ops/s ratio | CPU ratio | failed |\n"+
+		"|---|---|---|---|---|---|---|---|---|---|\n", r.Machine, r.Source, r.Rounds, r.Duration)
+	if err != nil {
+		return err
+	}
+	for _, row := range r.Rows {
+		line := func(title, name string, samples []sample, ratios string) error {
+			failed := 0
+			for _, s := range samples {
+				failed += s.Failures
+			}
+			_, err := fmt.Fprintf(w, "| %s | %s | %.0f | %.2f | %.2f | %.1f | %.0f | %s | %d |\n", title, name,
+				median(samples, func(s sample) float64 { return s.OperationsPerSecond }),
+				median(samples, func(s sample) float64 { return s.P50Milliseconds }),
+				median(samples, func(s sample) float64 { return s.P99Milliseconds }),
+				median(samples, func(s sample) float64 { return s.CPUMicrosPerOp }),
+				median(samples, func(s sample) float64 { return s.ResidentMegabytes }), ratios, failed)
+			return err
+		}
+		if err := line(row.Title, "etcd", row.Etcd, " | "); err != nil {
+			return err
+		}
+		ratios := fmt.Sprintf("%v | %v", row.OperationsRatio, row.CPURatio)
+		if err := line("", "logmirror", row.Logmirror, ratios); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s spread) String() string { return fmt.Sprintf("%.2f (%.2f–%.2f)", s.Median, s.Least, s.Most) }
