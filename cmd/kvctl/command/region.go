@@ -41,7 +41,7 @@ func newRegionChange(o *options, verb string, state kvv1.RegionState, short, lon
 		Long:  long,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.SetRegionState(ctx, &kvv1.SetRegionStateRequest{Region: args[0], State: state})
 				if err != nil {
 					return err

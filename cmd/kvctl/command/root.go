@@ -117,9 +117,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringVar(&o.tls.Authority, "cacert", "", "authority `file` that the frontend's certificate must be signed by")
 	root.AddCommand(
 		newPut(o), newGet(o), newList(o), newDelete(o), newCompareAndSwap(o), newTxn(o), newWatch(o), newLease(o),
-		newID(o),
-		newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
-		newSettings(o),
+		newID(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o), newSettings(o),
 	)
 	for _, c := range allCommands(root) {
 		if c.Args != nil {

@@ -55,7 +55,7 @@ Keys: ` + strings.Join(settingKeys(), ", ") + `.`,
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
+			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.ChangeSettings(ctx, &kvv1.ChangeSettingsRequest{Changes: changes})
 				if err != nil {
 					return err
