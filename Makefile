@@ -45,7 +45,7 @@ proto-check: ## Check the protocols: lint, no breaking change, generated code cu
 
 .PHONY: bench
 bench: ## Run the Go benchmarks of the hot paths with their allocation counts
-	$(GO) test -run '^$$' -bench . -benchmem ./logservice/... ./statemachine/... ./watch/... ./lease/... ./mirror/... ./frontend/...
+	$(GO) test -run '^$$' -bench . -benchmem ./logservice/... ./statemachine/... ./watch/... ./lease/... ./mirror/... ./idgen/... ./frontend/...
 
 .PHONY: bench-etcd
 bench-etcd: ## Measure this checkout beside etcd: every row, three rounds (test/bench; about 6 minutes)

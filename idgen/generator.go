@@ -109,6 +109,8 @@ type Generator struct {
 	mu     sync.Mutex
 	closed bool
 	ranges map[rangeKey]*source
+	// maxima are those that the log has granted by, for callers who do not name one.
+	maxima map[string]int64
 }
 
 // rangeKey tells callers apart that ask for the same range with another maximum: which of them is right is for the log to
@@ -120,7 +122,7 @@ type rangeKey struct {
 
 // New returns a generator. It proposes nothing before ids are asked for. Close ends it.
 func New(config Config) *Generator {
-	g := &Generator{config: config.withDefaults(), ranges: make(map[rangeKey]*source)}
+	g := &Generator{config: config.withDefaults(), ranges: make(map[rangeKey]*source), maxima: make(map[string]int64)}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.metrics = newMetrics(g.config.Registerer, g.config.Logger)
 	g.nodes = map[statemachine.IDKind]*source{
@@ -157,8 +159,11 @@ func (g *Generator) Segment(ctx context.Context, name string, highest, count int
 	if count <= 0 {
 		return nil, fmt.Errorf("idgen: %d numbers: %w", count, statemachine.ErrInvalidCommand)
 	}
-	key := rangeKey{name, highest}
 	g.mu.Lock()
+	if highest == 0 {
+		highest = g.maxima[name]
+	}
+	key := rangeKey{name, highest}
 	s, ok := g.ranges[key]
 	if !ok {
 		if len(g.ranges) >= g.config.MaxRanges {
@@ -170,12 +175,14 @@ func (g *Generator) Segment(ctx context.Context, name string, highest, count int
 	}
 	g.mu.Unlock()
 	blocks, err := s.next(ctx, count)
-	if err != nil && s.idle() {
-		g.mu.Lock()
-		if g.ranges[key] == s {
-			delete(g.ranges, key)
-		}
-		g.mu.Unlock()
+	idle := s.idle() // before the lock: a source takes it under its own
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case err == nil && highest != 0:
+		g.maxima[name] = highest
+	case err != nil && g.ranges[key] == s && idle:
+		delete(g.ranges, key)
 	}
 	return blocks, err
 }

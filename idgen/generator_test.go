@@ -141,6 +141,9 @@ func TestSegments(t *testing.T) {
 			}
 			next += b.Count
 		}
+		if blocks, err := g.Segment(t.Context(), "orders", 0, 1); err != nil || blocks[0].First != next {
+			t.Fatalf("%+v, %v where %d is next", blocks, err, next)
+		}
 
 		if blocks, err := g.Segment(t.Context(), "small", 10, 7); err != nil || fmt.Sprint(blocks) != "[{1 7}]" {
 			t.Fatal(blocks, err)
@@ -190,6 +193,7 @@ func BenchmarkSnowflake(b *testing.B) {
 	l := newFrontendLog(b)
 	begin := time.Now()
 	l.log.logTime = uint64(begin.UnixNano())
+	l.session = l.log.open(1)
 	g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
 	defer g.Close()
 	for b.Loop() {
