@@ -32,7 +32,7 @@ func (s *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest)
 	return response, nil
 }
 
-const membershipInstead = "frontends join by starting; log members are changed with kvctl log"
+const membershipInstead = "frontends join by starting; the log's members are those it was started with"
 
 func (s *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
 	return nil, unimplemented("MemberAdd", membershipInstead)

@@ -77,7 +77,7 @@ func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 	}
 	active := r.GetAction() == pb.AlarmRequest_ACTIVATE
 	if r.GetAlarm() == pb.AlarmType_CORRUPT {
-		return nil, unimplemented("the CORRUPT alarm", "a mirror that differs from the others stops serving by itself")
+		return nil, unimplemented("the CORRUPT alarm", "frontends raise none")
 	}
 	before := s.alarms()
 	result, err := s.write(ctx, &commandv1.Command{Operation: &commandv1.Command_SetAlarm{
@@ -140,7 +140,7 @@ func (s *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*p
 
 // Snapshot of etcd is a bbolt file that only an etcd server could read.
 func (s *maintenanceServer) Snapshot(*pb.SnapshotRequest, pb.Maintenance_SnapshotServer) error {
-	return unimplemented("Snapshot", "its format is etcd's own; use kvctl snapshot save")
+	return unimplemented("Snapshot", "its format is etcd's own")
 }
 
 // MoveLeader does not know the members of the log.
