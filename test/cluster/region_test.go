@@ -190,8 +190,12 @@ func TestFencedRegionCannotWriteLate(t *testing.T) {
 		}
 		writes.Wait()
 		for i, err := range errs {
-			if err == nil {
-				t.Errorf("late/%d was acknowledged", i)
+			wants := codes.DeadlineExceeded // it waits for the log
+			if i%2 == 1 {
+				wants = codes.Unavailable
+			}
+			if code(err) != wants || (i%2 == 1 && !strings.Contains(err.Error(), "is fenced")) {
+				t.Errorf("late/%d: %v, want %v", i, err, wants)
 			}
 		}
 		status, err := kvv1.NewClusterServiceClient(connection).Status(ctx, &kvv1.StatusRequest{})
