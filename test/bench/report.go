@@ -70,10 +70,11 @@ type spread struct {
 	Most   float64 `json:"most"`
 }
 
-// spreadOf takes the lower middle of an even number of values.
+// spreadOf takes the mean of the two in the middle of an even number of values.
 func spreadOf(values []float64) spread {
 	sorted := slices.Sorted(slices.Values(values))
-	return spread{Median: sorted[(len(sorted)-1)/2], Least: sorted[0], Most: sorted[len(sorted)-1]}
+	middle := (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+	return spread{Median: middle, Least: sorted[0], Most: sorted[len(sorted)-1]}
 }
 
 // result is one row of the table: both systems, round by round.
