@@ -23,7 +23,7 @@ func startProfiler(s *system, directory, row string, duration time.Duration) (*p
 	}
 	profile := new(profiler)
 	for _, p := range s.processes {
-		command := exec.Command("perf", "record", "-q", "-g", "-F", "199",
+		command := exec.Command("perf", "record", "-q", "-g", "-F", "997",
 			"-o", filepath.Join(directory, row+"."+p.name+".perf"), "-p", strconv.Itoa(p.command.Process.Pid),
 			"--", "sleep", fmt.Sprintf("%.1f", duration.Seconds()))
 		command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
