@@ -252,8 +252,10 @@ func TestResumeTakesUpWhatTheTableSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, k := newFakeMirror(t, nil)
 		m.grant(1, 5, fakeSession)
+		m.mu.Lock()
 		m.table.Grant(2, 5, fakeSession, 20) // nobody told the keeper
 		m.table.Remove(1, lease.Revoked)
+		m.mu.Unlock()
 		k.Resume()
 		if st := k.Stats(); st.Leases != 1 {
 			t.Fatalf("%+v", st)
@@ -297,9 +299,10 @@ func TestNextIncarnationTakesLeasesOver(t *testing.T) {
 			{SessionInfo: statemachine.SessionInfo{ID: 20, FrontendID: 42}},
 			{SessionInfo: statemachine.SessionInfo{ID: 21, FrontendID: 43}},
 		}
-		k.Applied(&statemachine.Applied{
-			SessionsOpened: opened, LeaseChanges: m.table.Move(fakeSession, 20, 20, 10*time.Second),
-		})
+		m.mu.Lock()
+		moved := m.table.Move(fakeSession, 20, 20, 10*time.Second)
+		m.mu.Unlock()
+		k.Applied(&statemachine.Applied{SessionsOpened: opened, LeaseChanges: moved})
 		wantRenewed(t, k, 1, 0, ErrUnavailable)
 		m.mu.Lock()
 		m.session = 20
@@ -336,9 +339,10 @@ func TestOrphanEndsByLogTime(t *testing.T) {
 		m, k := newFakeMirror(t, nil)
 		m.grant(1, 5, 99)
 		stamp := int64(100 * time.Second)
-		k.Applied(&statemachine.Applied{
-			LogTime: stamp, LeaseChanges: m.table.Orphan(99, stamp+int64(time.Second), 10*time.Second),
-		})
+		m.mu.Lock()
+		orphaned := m.table.Orphan(99, stamp+int64(time.Second), 10*time.Second)
+		m.mu.Unlock()
+		k.Applied(&statemachine.Applied{LogTime: stamp, LeaseChanges: orphaned})
 		time.Sleep(2 * time.Second)
 		if left, granted, err := k.TimeToLive(t.Context(), 1); left != 4*time.Second || granted != 5*time.Second || err != nil {
 			t.Fatalf("TimeToLive = %v, %v, %v", left, granted, err)
