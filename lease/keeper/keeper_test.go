@@ -317,10 +317,7 @@ func TestNextIncarnationTakesLeasesOver(t *testing.T) {
 // TestLeasesOfANewSessionEndUnrenewed holds a session that the keeper was not told of. Its leases end all the same.
 func TestLeasesOfANewSessionEndUnrenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m, k := newFakeMirror(t, nil)
-		m.mu.Lock()
-		m.session = 2
-		m.mu.Unlock()
+		m, k := newFakeMirror(t, func(c *Config) { c.Mirror.(*fakeMirror).session = 2 })
 		m.grant(1, 5, fakeSession) // told before the mirror holds the session
 		m.mu.Lock()
 		m.session = fakeSession
