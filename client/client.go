@@ -204,9 +204,8 @@ func (c *Client) watchOnce(ctx context.Context, watch *watchState, yield func(*k
 		StartRevision: watch.next, ReturnPrevious: watch.create.GetReturnPrevious(), NoPuts: watch.create.GetNoPuts(),
 		NoDeletes: watch.create.GetNoDeletes(), Progress: watch.create.GetProgress(),
 	}
-	if err := stream.Send(&kvv1.WatchRequest{Request: &kvv1.WatchRequest_Create_{Create: request}}); err != nil {
-		return false, status.Error(codes.Unavailable, err.Error())
-	}
+	// A failed Send says only that the stream is over; why is what Recv returns.
+	_ = stream.Send(&kvv1.WatchRequest{Request: &kvv1.WatchRequest_Create_{Create: request}})
 	for {
 		answer, err := stream.Recv()
 		if err != nil {
@@ -218,7 +217,9 @@ func (c *Client) watchOnce(ctx context.Context, watch *watchState, yield func(*k
 		heard = true
 		switch {
 		case answer.GetCanceled():
-			yield(answer, nil)
+			if !yield(answer, nil) {
+				return heard, nil
+			}
 			return heard, fmt.Errorf("%w: %s", ErrWatchCanceled, answer.GetCancelReason())
 		case answer.GetCreated():
 			if watch.next == 0 {
@@ -275,9 +276,7 @@ func (c *Client) renew(ctx context.Context, id int64) (seconds int64, err error)
 	if err != nil {
 		return 0, err
 	}
-	if err := stream.Send(&kvv1.KeepAliveRequest{Id: id}); err != nil {
-		return 0, status.Error(codes.Unavailable, err.Error())
-	}
+	_ = stream.Send(&kvv1.KeepAliveRequest{Id: id}) // if it fails, Recv returns why
 	answer, err := stream.Recv()
 	if err != nil {
 		return 0, err

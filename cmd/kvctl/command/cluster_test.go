@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/client"
 	"github.com/logmirror/logmirror/playground"
 )
 
@@ -113,6 +116,32 @@ func TestCommands(t *testing.T) {
 	c.want("no lease", exitNotFound, "", "lease", "keep-alive", granted.ID, "--once")
 	c.want("leader log-us", exitOK, "", "status")
 	c.want("leads the log", exitOK, "", "log", "transfer", "log-us")
+}
+
+func TestWatchOfCompactedHistory(t *testing.T) {
+	c := startCluster(t, t.TempDir())
+	c.run(exitOK, "", "put", "a", "1")
+	c.run(exitOK, "", "put", "a", "2")
+	c.run(exitOK, "", "put", "a", "3")
+	connection, err := client.New(client.Config{Endpoints: []string{c.address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	if _, err := connection.Compact(t.Context(), &kvv1.CompactRequest{Revision: 3}); err != nil {
+		t.Fatal(err)
+	}
+	c.want("before revision 4 is compacted", exitUsage, "", "watch", "a", "--rev", "1")
+	var answers int
+	var last error
+	for answer, err := range connection.Watch(t.Context(), &kvv1.WatchRequest_Create{Key: []byte("a"), StartRevision: 1}) {
+		if last = err; err == nil && answer.GetCompactRevision() == 4 {
+			answers++
+		}
+	}
+	if answers != 1 || !errors.Is(last, client.ErrWatchCanceled) {
+		t.Errorf("%d answers with the compact revision, then %v; want one, then the end of the watch", answers, last)
+	}
 }
 
 func TestWrongCommandLines(t *testing.T) {
