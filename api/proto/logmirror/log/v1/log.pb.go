@@ -208,7 +208,7 @@ func (x Member_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Member_Role.Descriptor instead.
 func (Member_Role) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // Envelope is the data of one log entry.
@@ -1359,9 +1359,13 @@ type StatusResponse struct {
 	TailStreams   uint32 `protobuf:"varint,14,opt,name=tail_streams,json=tailStreams,proto3" json:"tail_streams,omitempty"`
 	AppendStreams uint32 `protobuf:"varint,15,opt,name=append_streams,json=appendStreams,proto3" json:"append_streams,omitempty"`
 	// Which publication rule this member runs: "quorum" or "leader".
-	Publication   string `protobuf:"bytes,16,opt,name=publication,proto3" json:"publication,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Publication string `protobuf:"bytes,16,opt,name=publication,proto3" json:"publication,omitempty"`
+	// Sealed checkpoints that this member knows of, newest first.
+	Checkpoints []*CheckpointStatus `protobuf:"bytes,17,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	// The checkpoint that is being made, by what this member knows; absent for none.
+	CheckpointProgress *CheckpointProgress `protobuf:"bytes,18,opt,name=checkpoint_progress,json=checkpointProgress,proto3" json:"checkpoint_progress,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1506,6 +1510,573 @@ func (x *StatusResponse) GetPublication() string {
 	return ""
 }
 
+func (x *StatusResponse) GetCheckpoints() []*CheckpointStatus {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetCheckpointProgress() *CheckpointProgress {
+	if x != nil {
+		return x.CheckpointProgress
+	}
+	return nil
+}
+
+// CheckpointStatus tells of one sealed checkpoint.
+type CheckpointStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  *CheckpointName        `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Index of the CHECKPOINT_SEALED entry.
+	SealedIndex uint64 `protobuf:"varint,2,opt,name=sealed_index,json=sealedIndex,proto3" json:"sealed_index,omitempty"`
+	// Whether this member holds its bytes.
+	Held bool `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
+	// Raft ids of the members that hold it; only the leader knows of all.
+	Holders       []uint64 `protobuf:"varint,4,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointStatus) Reset() {
+	*x = CheckpointStatus{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointStatus) ProtoMessage() {}
+
+func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointStatus.ProtoReflect.Descriptor instead.
+func (*CheckpointStatus) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CheckpointStatus) GetName() *CheckpointName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *CheckpointStatus) GetSealedIndex() uint64 {
+	if x != nil {
+		return x.SealedIndex
+	}
+	return 0
+}
+
+func (x *CheckpointStatus) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *CheckpointStatus) GetHolders() []uint64 {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+// CheckpointProgress tells how far the making of a checkpoint has come.
+type CheckpointProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the CHECKPOINT_REQUEST entry.
+	Index           uint64   `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	BuilderSessions []uint64 `protobuf:"varint,2,rep,packed,name=builder_sessions,json=builderSessions,proto3" json:"builder_sessions,omitempty"`
+	// What builders have reported so far, by session; only the leader knows.
+	Reports []*CheckpointReport `protobuf:"bytes,3,rep,name=reports,proto3" json:"reports,omitempty"`
+	// Raft ids of the members that hold the bytes; only the leader knows of all.
+	Holders       []uint64 `protobuf:"varint,4,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointProgress) Reset() {
+	*x = CheckpointProgress{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointProgress) ProtoMessage() {}
+
+func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointProgress.ProtoReflect.Descriptor instead.
+func (*CheckpointProgress) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CheckpointProgress) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *CheckpointProgress) GetBuilderSessions() []uint64 {
+	if x != nil {
+		return x.BuilderSessions
+	}
+	return nil
+}
+
+func (x *CheckpointProgress) GetReports() []*CheckpointReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
+func (x *CheckpointProgress) GetHolders() []uint64 {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+// CheckpointReport is what one builder says the checkpoint is.
+type CheckpointReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Name          *CheckpointName        `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointReport) Reset() {
+	*x = CheckpointReport{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointReport) ProtoMessage() {}
+
+func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointReport.ProtoReflect.Descriptor instead.
+func (*CheckpointReport) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CheckpointReport) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *CheckpointReport) GetName() *CheckpointName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+type UploadCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// First message of the stream only.
+	Report *CheckpointReport `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
+	// The next bytes, from where the member asked for them on; at most 1 MiB.
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadCheckpointRequest) Reset() {
+	*x = UploadCheckpointRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadCheckpointRequest) ProtoMessage() {}
+
+func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*UploadCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UploadCheckpointRequest) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *UploadCheckpointRequest) GetReport() *CheckpointReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *UploadCheckpointRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type UploadCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// The member wants the bytes from this offset on. Only in the first message.
+	Wanted      bool   `protobuf:"varint,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	OffsetBytes uint64 `protobuf:"varint,3,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	// The last message: the report has reached the leader, and the bytes, where they were wanted, are durable here.
+	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadCheckpointResponse) Reset() {
+	*x = UploadCheckpointResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadCheckpointResponse) ProtoMessage() {}
+
+func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*UploadCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *UploadCheckpointResponse) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *UploadCheckpointResponse) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *UploadCheckpointResponse) GetOffsetBytes() uint64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+func (x *UploadCheckpointResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type DownloadCheckpointRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Handshake *Handshake             `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// The one wanted; absent for the newest.
+	Name *CheckpointName `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Go on from here; name must be given.
+	OffsetBytes   uint64 `protobuf:"varint,3,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadCheckpointRequest) Reset() {
+	*x = DownloadCheckpointRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadCheckpointRequest) ProtoMessage() {}
+
+func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*DownloadCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DownloadCheckpointRequest) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *DownloadCheckpointRequest) GetName() *CheckpointName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *DownloadCheckpointRequest) GetOffsetBytes() uint64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+type DownloadCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// First message of the stream only.
+	Name *CheckpointName `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// First message of the stream only: term and running digest of the log at name.index.
+	Term      uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	LogDigest uint64 `protobuf:"fixed64,4,opt,name=log_digest,json=logDigest,proto3" json:"log_digest,omitempty"`
+	// The next bytes, in order; at most 1 MiB.
+	Data          []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadCheckpointResponse) Reset() {
+	*x = DownloadCheckpointResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadCheckpointResponse) ProtoMessage() {}
+
+func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*DownloadCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DownloadCheckpointResponse) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *DownloadCheckpointResponse) GetName() *CheckpointName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *DownloadCheckpointResponse) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *DownloadCheckpointResponse) GetLogDigest() uint64 {
+	if x != nil {
+		return x.LogDigest
+	}
+	return 0
+}
+
+func (x *DownloadCheckpointResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RequestCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestCheckpointRequest) Reset() {
+	*x = RequestCheckpointRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestCheckpointRequest) ProtoMessage() {}
+
+func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*RequestCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
+}
+
+type RequestCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *CheckpointName        `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestCheckpointResponse) Reset() {
+	*x = RequestCheckpointResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestCheckpointResponse) ProtoMessage() {}
+
+func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*RequestCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RequestCheckpointResponse) GetCheckpoint() *CheckpointName {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
 type MemberStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1521,7 +2092,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +2104,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +2117,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MemberStatus) GetId() uint64 {
@@ -1589,7 +2160,7 @@ type Membership struct {
 
 func (x *Membership) Reset() {
 	*x = Membership{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +2172,7 @@ func (x *Membership) String() string {
 func (*Membership) ProtoMessage() {}
 
 func (x *Membership) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +2185,7 @@ func (x *Membership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Membership.ProtoReflect.Descriptor instead.
 func (*Membership) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Membership) GetMembers() []*Member {
@@ -1645,7 +2216,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +2228,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +2241,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Member) GetId() uint64 {
@@ -1718,7 +2289,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +2301,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +2314,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TransferLeadershipRequest) GetTargetId() uint64 {
@@ -1762,7 +2333,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2345,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2358,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() uint64 {
@@ -1896,7 +2467,7 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x18\n" +
 	"\afailure\x18\x04 \x01(\tR\afailure\"\x0f\n" +
-	"\rStatusRequest\"\xf8\x04\n" +
+	"\rStatusRequest\"\x95\x06\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x1b\n" +
 	"\tleader_id\x18\x02 \x01(\x04R\bleaderId\x12\x12\n" +
@@ -1918,7 +2489,47 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\aversion\x18\r \x01(\tR\aversion\x12!\n" +
 	"\ftail_streams\x18\x0e \x01(\rR\vtailStreams\x12%\n" +
 	"\x0eappend_streams\x18\x0f \x01(\rR\rappendStreams\x12 \n" +
-	"\vpublication\x18\x10 \x01(\tR\vpublication\"\xaf\x01\n" +
+	"\vpublication\x18\x10 \x01(\tR\vpublication\x12D\n" +
+	"\vcheckpoints\x18\x11 \x03(\v2\".logmirror.log.v1.CheckpointStatusR\vcheckpoints\x12U\n" +
+	"\x13checkpoint_progress\x18\x12 \x01(\v2$.logmirror.log.v1.CheckpointProgressR\x12checkpointProgress\"\x99\x01\n" +
+	"\x10CheckpointStatus\x124\n" +
+	"\x04name\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\x04name\x12!\n" +
+	"\fsealed_index\x18\x02 \x01(\x04R\vsealedIndex\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\x12\x18\n" +
+	"\aholders\x18\x04 \x03(\x04R\aholders\"\xad\x01\n" +
+	"\x12CheckpointProgress\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12)\n" +
+	"\x10builder_sessions\x18\x02 \x03(\x04R\x0fbuilderSessions\x12<\n" +
+	"\areports\x18\x03 \x03(\v2\".logmirror.log.v1.CheckpointReportR\areports\x12\x18\n" +
+	"\aholders\x18\x04 \x03(\x04R\aholders\"b\n" +
+	"\x10CheckpointReport\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x124\n" +
+	"\x04name\x18\x02 \x01(\v2 .logmirror.log.v1.CheckpointNameR\x04name\"\xa4\x01\n" +
+	"\x17UploadCheckpointRequest\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12:\n" +
+	"\x06report\x18\x02 \x01(\v2\".logmirror.log.v1.CheckpointReportR\x06report\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\xa4\x01\n" +
+	"\x18UploadCheckpointResponse\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x16\n" +
+	"\x06wanted\x18\x02 \x01(\bR\x06wanted\x12!\n" +
+	"\foffset_bytes\x18\x03 \x01(\x04R\voffsetBytes\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"\xaf\x01\n" +
+	"\x19DownloadCheckpointRequest\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x124\n" +
+	"\x04name\x18\x02 \x01(\v2 .logmirror.log.v1.CheckpointNameR\x04name\x12!\n" +
+	"\foffset_bytes\x18\x03 \x01(\x04R\voffsetBytes\"\xd4\x01\n" +
+	"\x1aDownloadCheckpointResponse\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x124\n" +
+	"\x04name\x18\x02 \x01(\v2 .logmirror.log.v1.CheckpointNameR\x04name\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x1d\n" +
+	"\n" +
+	"log_digest\x18\x04 \x01(\x06R\tlogDigest\x12\x12\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\"\x1a\n" +
+	"\x18RequestCheckpointRequest\"]\n" +
+	"\x19RequestCheckpointResponse\x12@\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\n" +
+	"checkpoint\"\xaf\x01\n" +
 	"\fMemberStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x126\n" +
 	"\x17last_heard_milliseconds\x18\x02 \x01(\x03R\x15lastHeardMilliseconds\x126\n" +
@@ -1952,14 +2563,17 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x0fENTRY_KIND_TICK\x10\x04\x12\x19\n" +
 	"\x15ENTRY_KIND_MEMBERSHIP\x10\x05\x12!\n" +
 	"\x1dENTRY_KIND_CHECKPOINT_REQUEST\x10\x06\x12 \n" +
-	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\xbe\x03\n" +
+	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\x8e\x06\n" +
 	"\n" +
 	"LogService\x12O\n" +
 	"\x06Append\x12\x1f.logmirror.log.v1.AppendRequest\x1a .logmirror.log.v1.AppendResponse(\x010\x01\x12G\n" +
 	"\x04Tail\x12\x1d.logmirror.log.v1.TailRequest\x1a\x1e.logmirror.log.v1.TailResponse0\x01\x12X\n" +
 	"\tReadRound\x12\".logmirror.log.v1.ReadRoundRequest\x1a#.logmirror.log.v1.ReadRoundResponse(\x010\x01\x12K\n" +
 	"\x06Status\x12\x1f.logmirror.log.v1.StatusRequest\x1a .logmirror.log.v1.StatusResponse\x12o\n" +
-	"\x12TransferLeadership\x12+.logmirror.log.v1.TransferLeadershipRequest\x1a,.logmirror.log.v1.TransferLeadershipResponseBAZ?github.com/logmirror/logmirror/api/proto/logmirror/log/v1;logv1b\x06proto3"
+	"\x12TransferLeadership\x12+.logmirror.log.v1.TransferLeadershipRequest\x1a,.logmirror.log.v1.TransferLeadershipResponse\x12m\n" +
+	"\x10UploadCheckpoint\x12).logmirror.log.v1.UploadCheckpointRequest\x1a*.logmirror.log.v1.UploadCheckpointResponse(\x010\x01\x12q\n" +
+	"\x12DownloadCheckpoint\x12+.logmirror.log.v1.DownloadCheckpointRequest\x1a,.logmirror.log.v1.DownloadCheckpointResponse0\x01\x12l\n" +
+	"\x11RequestCheckpoint\x12*.logmirror.log.v1.RequestCheckpointRequest\x1a+.logmirror.log.v1.RequestCheckpointResponseBAZ?github.com/logmirror/logmirror/api/proto/logmirror/log/v1;logv1b\x06proto3"
 
 var (
 	file_logmirror_log_v1_log_proto_rawDescOnce sync.Once
@@ -1974,7 +2588,7 @@ func file_logmirror_log_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(EntryKind)(0),                     // 0: logmirror.log.v1.EntryKind
 	(AppendRejection_Reason)(0),        // 1: logmirror.log.v1.AppendRejection.Reason
@@ -1997,11 +2611,20 @@ var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(*ReadRoundResponse)(nil),          // 18: logmirror.log.v1.ReadRoundResponse
 	(*StatusRequest)(nil),              // 19: logmirror.log.v1.StatusRequest
 	(*StatusResponse)(nil),             // 20: logmirror.log.v1.StatusResponse
-	(*MemberStatus)(nil),               // 21: logmirror.log.v1.MemberStatus
-	(*Membership)(nil),                 // 22: logmirror.log.v1.Membership
-	(*Member)(nil),                     // 23: logmirror.log.v1.Member
-	(*TransferLeadershipRequest)(nil),  // 24: logmirror.log.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 25: logmirror.log.v1.TransferLeadershipResponse
+	(*CheckpointStatus)(nil),           // 21: logmirror.log.v1.CheckpointStatus
+	(*CheckpointProgress)(nil),         // 22: logmirror.log.v1.CheckpointProgress
+	(*CheckpointReport)(nil),           // 23: logmirror.log.v1.CheckpointReport
+	(*UploadCheckpointRequest)(nil),    // 24: logmirror.log.v1.UploadCheckpointRequest
+	(*UploadCheckpointResponse)(nil),   // 25: logmirror.log.v1.UploadCheckpointResponse
+	(*DownloadCheckpointRequest)(nil),  // 26: logmirror.log.v1.DownloadCheckpointRequest
+	(*DownloadCheckpointResponse)(nil), // 27: logmirror.log.v1.DownloadCheckpointResponse
+	(*RequestCheckpointRequest)(nil),   // 28: logmirror.log.v1.RequestCheckpointRequest
+	(*RequestCheckpointResponse)(nil),  // 29: logmirror.log.v1.RequestCheckpointResponse
+	(*MemberStatus)(nil),               // 30: logmirror.log.v1.MemberStatus
+	(*Membership)(nil),                 // 31: logmirror.log.v1.Membership
+	(*Member)(nil),                     // 32: logmirror.log.v1.Member
+	(*TransferLeadershipRequest)(nil),  // 33: logmirror.log.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 34: logmirror.log.v1.TransferLeadershipResponse
 }
 var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	0,  // 0: logmirror.log.v1.Envelope.kind:type_name -> logmirror.log.v1.EntryKind
@@ -2017,29 +2640,48 @@ var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	10, // 10: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
 	10, // 11: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
 	9,  // 12: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
-	22, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
+	31, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
 	10, // 14: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
 	10, // 15: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
 	10, // 16: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	22, // 17: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
-	21, // 18: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
-	23, // 19: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
-	2,  // 20: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
-	11, // 21: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
-	15, // 22: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
-	17, // 23: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
-	19, // 24: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
-	24, // 25: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
-	13, // 26: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
-	16, // 27: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
-	18, // 28: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
-	20, // 29: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
-	25, // 30: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
-	26, // [26:31] is the sub-list for method output_type
-	21, // [21:26] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	31, // 17: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
+	30, // 18: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
+	21, // 19: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	22, // 20: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
+	8,  // 21: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
+	23, // 22: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
+	8,  // 23: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
+	10, // 24: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	23, // 25: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
+	10, // 26: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	10, // 27: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	8,  // 28: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	10, // 29: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	8,  // 30: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
+	8,  // 31: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	32, // 32: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
+	2,  // 33: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
+	11, // 34: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
+	15, // 35: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
+	17, // 36: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
+	19, // 37: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
+	33, // 38: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
+	24, // 39: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
+	26, // 40: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
+	28, // 41: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
+	13, // 42: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
+	16, // 43: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
+	18, // 44: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
+	20, // 45: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
+	34, // 46: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
+	25, // 47: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
+	27, // 48: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
+	29, // 49: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
+	42, // [42:50] is the sub-list for method output_type
+	34, // [34:42] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_log_proto_init() }
@@ -2053,7 +2695,7 @@ func file_logmirror_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_log_proto_rawDesc), len(file_logmirror_log_v1_log_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   23,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,9 @@ const (
 	LogService_ReadRound_FullMethodName          = "/logmirror.log.v1.LogService/ReadRound"
 	LogService_Status_FullMethodName             = "/logmirror.log.v1.LogService/Status"
 	LogService_TransferLeadership_FullMethodName = "/logmirror.log.v1.LogService/TransferLeadership"
+	LogService_UploadCheckpoint_FullMethodName   = "/logmirror.log.v1.LogService/UploadCheckpoint"
+	LogService_DownloadCheckpoint_FullMethodName = "/logmirror.log.v1.LogService/DownloadCheckpoint"
+	LogService_RequestCheckpoint_FullMethodName  = "/logmirror.log.v1.LogService/RequestCheckpoint"
 )
 
 // LogServiceClient is the client API for LogService service.
@@ -50,6 +53,17 @@ type LogServiceClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
+	// UploadCheckpoint gives the checkpoint that a CHECKPOINT_REQUEST asked the caller's session for. The caller names it;
+	// the member answers whether it wants the bytes and from where on; the caller sends them in order; the member answers
+	// once it holds them durably. The name alone is the caller's report, whoever holds the bytes.
+	// FAILED_PRECONDITION: that checkpoint is not being made, or not by this session. INVALID_ARGUMENT: the bytes are not
+	// those of the name. RESOURCE_EXHAUSTED: no room, or too many uploads.
+	UploadCheckpoint(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UploadCheckpointRequest, UploadCheckpointResponse], error)
+	// DownloadCheckpoint sends the newest sealed checkpoint that this member holds, or the named one, and keeps the log
+	// above it for a while, so that the caller can tail from there. NOT_FOUND: this member holds none, or not that one.
+	DownloadCheckpoint(ctx context.Context, in *DownloadCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadCheckpointResponse], error)
+	// RequestCheckpoint asks for a checkpoint now, whatever the log's size, and waits until it is sealed.
+	RequestCheckpoint(ctx context.Context, in *RequestCheckpointRequest, opts ...grpc.CallOption) (*RequestCheckpointResponse, error)
 }
 
 type logServiceClient struct {
@@ -125,6 +139,48 @@ func (c *logServiceClient) TransferLeadership(ctx context.Context, in *TransferL
 	return out, nil
 }
 
+func (c *logServiceClient) UploadCheckpoint(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UploadCheckpointRequest, UploadCheckpointResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[3], LogService_UploadCheckpoint_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UploadCheckpointRequest, UploadCheckpointResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_UploadCheckpointClient = grpc.BidiStreamingClient[UploadCheckpointRequest, UploadCheckpointResponse]
+
+func (c *logServiceClient) DownloadCheckpoint(ctx context.Context, in *DownloadCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadCheckpointResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[4], LogService_DownloadCheckpoint_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DownloadCheckpointRequest, DownloadCheckpointResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_DownloadCheckpointClient = grpc.ServerStreamingClient[DownloadCheckpointResponse]
+
+func (c *logServiceClient) RequestCheckpoint(ctx context.Context, in *RequestCheckpointRequest, opts ...grpc.CallOption) (*RequestCheckpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RequestCheckpointResponse)
+	err := c.cc.Invoke(ctx, LogService_RequestCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // LogServiceServer is the server API for LogService service.
 // All implementations must embed UnimplementedLogServiceServer
 // for forward compatibility.
@@ -146,6 +202,17 @@ type LogServiceServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
+	// UploadCheckpoint gives the checkpoint that a CHECKPOINT_REQUEST asked the caller's session for. The caller names it;
+	// the member answers whether it wants the bytes and from where on; the caller sends them in order; the member answers
+	// once it holds them durably. The name alone is the caller's report, whoever holds the bytes.
+	// FAILED_PRECONDITION: that checkpoint is not being made, or not by this session. INVALID_ARGUMENT: the bytes are not
+	// those of the name. RESOURCE_EXHAUSTED: no room, or too many uploads.
+	UploadCheckpoint(grpc.BidiStreamingServer[UploadCheckpointRequest, UploadCheckpointResponse]) error
+	// DownloadCheckpoint sends the newest sealed checkpoint that this member holds, or the named one, and keeps the log
+	// above it for a while, so that the caller can tail from there. NOT_FOUND: this member holds none, or not that one.
+	DownloadCheckpoint(*DownloadCheckpointRequest, grpc.ServerStreamingServer[DownloadCheckpointResponse]) error
+	// RequestCheckpoint asks for a checkpoint now, whatever the log's size, and waits until it is sealed.
+	RequestCheckpoint(context.Context, *RequestCheckpointRequest) (*RequestCheckpointResponse, error)
 	mustEmbedUnimplementedLogServiceServer()
 }
 
@@ -170,6 +237,15 @@ func (UnimplementedLogServiceServer) Status(context.Context, *StatusRequest) (*S
 }
 func (UnimplementedLogServiceServer) TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedLogServiceServer) UploadCheckpoint(grpc.BidiStreamingServer[UploadCheckpointRequest, UploadCheckpointResponse]) error {
+	return status.Error(codes.Unimplemented, "method UploadCheckpoint not implemented")
+}
+func (UnimplementedLogServiceServer) DownloadCheckpoint(*DownloadCheckpointRequest, grpc.ServerStreamingServer[DownloadCheckpointResponse]) error {
+	return status.Error(codes.Unimplemented, "method DownloadCheckpoint not implemented")
+}
+func (UnimplementedLogServiceServer) RequestCheckpoint(context.Context, *RequestCheckpointRequest) (*RequestCheckpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RequestCheckpoint not implemented")
 }
 func (UnimplementedLogServiceServer) mustEmbedUnimplementedLogServiceServer() {}
 func (UnimplementedLogServiceServer) testEmbeddedByValue()                    {}
@@ -253,6 +329,42 @@ func _LogService_TransferLeadership_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _LogService_UploadCheckpoint_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(LogServiceServer).UploadCheckpoint(&grpc.GenericServerStream[UploadCheckpointRequest, UploadCheckpointResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_UploadCheckpointServer = grpc.BidiStreamingServer[UploadCheckpointRequest, UploadCheckpointResponse]
+
+func _LogService_DownloadCheckpoint_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DownloadCheckpointRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LogServiceServer).DownloadCheckpoint(m, &grpc.GenericServerStream[DownloadCheckpointRequest, DownloadCheckpointResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_DownloadCheckpointServer = grpc.ServerStreamingServer[DownloadCheckpointResponse]
+
+func _LogService_RequestCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RequestCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServiceServer).RequestCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LogService_RequestCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServiceServer).RequestCheckpoint(ctx, req.(*RequestCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // LogService_ServiceDesc is the grpc.ServiceDesc for LogService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -267,6 +379,10 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _LogService_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "RequestCheckpoint",
+			Handler:    _LogService_RequestCheckpoint_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -286,6 +402,17 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _LogService_ReadRound_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "UploadCheckpoint",
+			Handler:       _LogService_UploadCheckpoint_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "DownloadCheckpoint",
+			Handler:       _LogService_DownloadCheckpoint_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "logmirror/log/v1/log.proto",

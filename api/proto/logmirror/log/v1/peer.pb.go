@@ -21,6 +21,420 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type FetchLogRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Handshake *PeerHandshake         `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// The entries [from_index, to_index].
+	FromIndex     uint64 `protobuf:"varint,2,opt,name=from_index,json=fromIndex,proto3" json:"from_index,omitempty"`
+	ToIndex       uint64 `protobuf:"varint,3,opt,name=to_index,json=toIndex,proto3" json:"to_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchLogRequest) Reset() {
+	*x = FetchLogRequest{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchLogRequest) ProtoMessage() {}
+
+func (x *FetchLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchLogRequest.ProtoReflect.Descriptor instead.
+func (*FetchLogRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *FetchLogRequest) GetHandshake() *PeerHandshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *FetchLogRequest) GetFromIndex() uint64 {
+	if x != nil {
+		return x.FromIndex
+	}
+	return 0
+}
+
+func (x *FetchLogRequest) GetToIndex() uint64 {
+	if x != nil {
+		return x.ToIndex
+	}
+	return 0
+}
+
+type FetchLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake     *PeerHandshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	Entries       []*LogEntry    `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchLogResponse) Reset() {
+	*x = FetchLogResponse{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchLogResponse) ProtoMessage() {}
+
+func (x *FetchLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchLogResponse.ProtoReflect.Descriptor instead.
+func (*FetchLogResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FetchLogResponse) GetHandshake() *PeerHandshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *FetchLogResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// LogEntry is an entry as Raft has it.
+type LogEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term  uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Raft's entry type.
+	Type          uint32 `protobuf:"varint,3,opt,name=type,proto3" json:"type,omitempty"`
+	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LogEntry) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *LogEntry) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *LogEntry) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *LogEntry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type FetchCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handshake     *PeerHandshake         `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	Name          *CheckpointName        `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	OffsetBytes   uint64                 `protobuf:"varint,3,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchCheckpointRequest) Reset() {
+	*x = FetchCheckpointRequest{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchCheckpointRequest) ProtoMessage() {}
+
+func (x *FetchCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*FetchCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FetchCheckpointRequest) GetHandshake() *PeerHandshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *FetchCheckpointRequest) GetName() *CheckpointName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *FetchCheckpointRequest) GetOffsetBytes() uint64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+type FetchCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake *PeerHandshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// The next bytes, in order; at most 1 MiB.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchCheckpointResponse) Reset() {
+	*x = FetchCheckpointResponse{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchCheckpointResponse) ProtoMessage() {}
+
+func (x *FetchCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*FetchCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FetchCheckpointResponse) GetHandshake() *PeerHandshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *FetchCheckpointResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// SnapshotData is the data of Raft's snapshot at index r: what a member that has nothing of the log up to r needs to know
+// before it fetches the checkpoint and the entries above it, up to r.
+type SnapshotData struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A sealed checkpoint at or below r.
+	Checkpoint *CheckpointName `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// Term and running digest of the log at checkpoint.index, and its log time there.
+	CheckpointTerm     uint64 `protobuf:"varint,2,opt,name=checkpoint_term,json=checkpointTerm,proto3" json:"checkpoint_term,omitempty"`
+	CheckpointDigest   uint64 `protobuf:"fixed64,3,opt,name=checkpoint_digest,json=checkpointDigest,proto3" json:"checkpoint_digest,omitempty"`
+	LogTimeNanoseconds uint64 `protobuf:"fixed64,4,opt,name=log_time_nanoseconds,json=logTimeNanoseconds,proto3" json:"log_time_nanoseconds,omitempty"`
+	// Running digest of the log at r.
+	Digest    uint64 `protobuf:"fixed64,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	ClusterId uint64 `protobuf:"fixed64,6,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// The configuration at r, with names and addresses.
+	Membership *Membership `protobuf:"bytes,7,opt,name=membership,proto3" json:"membership,omitempty"`
+	// Sealed checkpoints at r, newest first.
+	Checkpoints []*CheckpointStatus `protobuf:"bytes,8,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	// The member that sends it.
+	SenderId      uint64 `protobuf:"varint,9,opt,name=sender_id,json=senderId,proto3" json:"sender_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotData) Reset() {
+	*x = SnapshotData{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotData) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotData) ProtoMessage() {}
+
+func (x *SnapshotData) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotData.ProtoReflect.Descriptor instead.
+func (*SnapshotData) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SnapshotData) GetCheckpoint() *CheckpointName {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *SnapshotData) GetCheckpointTerm() uint64 {
+	if x != nil {
+		return x.CheckpointTerm
+	}
+	return 0
+}
+
+func (x *SnapshotData) GetCheckpointDigest() uint64 {
+	if x != nil {
+		return x.CheckpointDigest
+	}
+	return 0
+}
+
+func (x *SnapshotData) GetLogTimeNanoseconds() uint64 {
+	if x != nil {
+		return x.LogTimeNanoseconds
+	}
+	return 0
+}
+
+func (x *SnapshotData) GetDigest() uint64 {
+	if x != nil {
+		return x.Digest
+	}
+	return 0
+}
+
+func (x *SnapshotData) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *SnapshotData) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+func (x *SnapshotData) GetCheckpoints() []*CheckpointStatus {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+func (x *SnapshotData) GetSenderId() uint64 {
+	if x != nil {
+		return x.SenderId
+	}
+	return 0
+}
+
 type PeerHandshake struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Handshake *Handshake             `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
@@ -41,7 +455,7 @@ type PeerHandshake struct {
 
 func (x *PeerHandshake) Reset() {
 	*x = PeerHandshake{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[0]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -53,7 +467,7 @@ func (x *PeerHandshake) String() string {
 func (*PeerHandshake) ProtoMessage() {}
 
 func (x *PeerHandshake) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[0]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -66,7 +480,7 @@ func (x *PeerHandshake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerHandshake.ProtoReflect.Descriptor instead.
 func (*PeerHandshake) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{0}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PeerHandshake) GetHandshake() *Handshake {
@@ -122,7 +536,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[1]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -134,7 +548,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[1]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -147,7 +561,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{1}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SendRequest) GetHandshake() *PeerHandshake {
@@ -174,7 +588,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[2]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +600,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[2]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +613,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{2}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SendResponse) GetHandshake() *PeerHandshake {
@@ -222,6 +636,9 @@ type PeerFrame struct {
 	//	*PeerFrame_Answer
 	//	*PeerFrame_Ping
 	//	*PeerFrame_Pong
+	//	*PeerFrame_CheckpointsHeld
+	//	*PeerFrame_CheckpointReport
+	//	*PeerFrame_CheckpointWanted
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -229,7 +646,7 @@ type PeerFrame struct {
 
 func (x *PeerFrame) Reset() {
 	*x = PeerFrame{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[3]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -241,7 +658,7 @@ func (x *PeerFrame) String() string {
 func (*PeerFrame) ProtoMessage() {}
 
 func (x *PeerFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[3]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -254,7 +671,7 @@ func (x *PeerFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFrame.ProtoReflect.Descriptor instead.
 func (*PeerFrame) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{3}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PeerFrame) GetFrame() isPeerFrame_Frame {
@@ -336,6 +753,33 @@ func (x *PeerFrame) GetPong() *Ping {
 	return nil
 }
 
+func (x *PeerFrame) GetCheckpointsHeld() *CheckpointsHeld {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_CheckpointsHeld); ok {
+			return x.CheckpointsHeld
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetCheckpointReport() *CheckpointReport {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_CheckpointReport); ok {
+			return x.CheckpointReport
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetCheckpointWanted() *CheckpointWanted {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_CheckpointWanted); ok {
+			return x.CheckpointWanted
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -373,6 +817,18 @@ type PeerFrame_Pong struct {
 	Pong *Ping `protobuf:"bytes,8,opt,name=pong,proto3,oneof"`
 }
 
+type PeerFrame_CheckpointsHeld struct {
+	CheckpointsHeld *CheckpointsHeld `protobuf:"bytes,9,opt,name=checkpoints_held,json=checkpointsHeld,proto3,oneof"`
+}
+
+type PeerFrame_CheckpointReport struct {
+	CheckpointReport *CheckpointReport `protobuf:"bytes,10,opt,name=checkpoint_report,json=checkpointReport,proto3,oneof"`
+}
+
+type PeerFrame_CheckpointWanted struct {
+	CheckpointWanted *CheckpointWanted `protobuf:"bytes,11,opt,name=checkpoint_wanted,json=checkpointWanted,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -389,6 +845,110 @@ func (*PeerFrame_Ping) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Pong) isPeerFrame_Frame() {}
 
+func (*PeerFrame_CheckpointsHeld) isPeerFrame_Frame() {}
+
+func (*PeerFrame_CheckpointReport) isPeerFrame_Frame() {}
+
+func (*PeerFrame_CheckpointWanted) isPeerFrame_Frame() {}
+
+// CheckpointsHeld tells the leader what a member holds durably, sealed or not.
+type CheckpointsHeld struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoints   []*CheckpointName      `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointsHeld) Reset() {
+	*x = CheckpointsHeld{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointsHeld) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointsHeld) ProtoMessage() {}
+
+func (x *CheckpointsHeld) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointsHeld.ProtoReflect.Descriptor instead.
+func (*CheckpointsHeld) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CheckpointsHeld) GetCheckpoints() []*CheckpointName {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+// CheckpointWanted asks a member to fetch a checkpoint from one that holds it.
+type CheckpointWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *CheckpointName        `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Holders       []uint64               `protobuf:"varint,2,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointWanted) Reset() {
+	*x = CheckpointWanted{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointWanted) ProtoMessage() {}
+
+func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointWanted.ProtoReflect.Descriptor instead.
+func (*CheckpointWanted) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CheckpointWanted) GetCheckpoint() *CheckpointName {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *CheckpointWanted) GetHolders() []uint64 {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
 // VoterAck says that a voter holds the log up to an index durably, in a term. It is taken from a non-reject append
 // response that was released after the fsync of its entries and term.
 type VoterAck struct {
@@ -402,7 +962,7 @@ type VoterAck struct {
 
 func (x *VoterAck) Reset() {
 	*x = VoterAck{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[4]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +974,7 @@ func (x *VoterAck) String() string {
 func (*VoterAck) ProtoMessage() {}
 
 func (x *VoterAck) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[4]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +987,7 @@ func (x *VoterAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoterAck.ProtoReflect.Descriptor instead.
 func (*VoterAck) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{4}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VoterAck) GetVoterId() uint64 {
@@ -463,7 +1023,7 @@ type ForwardedProposal struct {
 
 func (x *ForwardedProposal) Reset() {
 	*x = ForwardedProposal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[5]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +1035,7 @@ func (x *ForwardedProposal) String() string {
 func (*ForwardedProposal) ProtoMessage() {}
 
 func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[5]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +1048,7 @@ func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedProposal.ProtoReflect.Descriptor instead.
 func (*ForwardedProposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForwardedProposal) GetProposal() *Proposal {
@@ -515,7 +1075,7 @@ type ForwardedRejection struct {
 
 func (x *ForwardedRejection) Reset() {
 	*x = ForwardedRejection{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[6]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +1087,7 @@ func (x *ForwardedRejection) String() string {
 func (*ForwardedRejection) ProtoMessage() {}
 
 func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[6]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +1100,7 @@ func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedRejection.ProtoReflect.Descriptor instead.
 func (*ForwardedRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForwardedRejection) GetRejection() *AppendRejection {
@@ -567,7 +1127,7 @@ type RoundQuestion struct {
 
 func (x *RoundQuestion) Reset() {
 	*x = RoundQuestion{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +1139,7 @@ func (x *RoundQuestion) String() string {
 func (*RoundQuestion) ProtoMessage() {}
 
 func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +1152,7 @@ func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundQuestion.ProtoReflect.Descriptor instead.
 func (*RoundQuestion) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RoundQuestion) GetId() uint64 {
@@ -617,7 +1177,7 @@ type RoundAnswer struct {
 
 func (x *RoundAnswer) Reset() {
 	*x = RoundAnswer{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +1189,7 @@ func (x *RoundAnswer) String() string {
 func (*RoundAnswer) ProtoMessage() {}
 
 func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +1202,7 @@ func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundAnswer.ProtoReflect.Descriptor instead.
 func (*RoundAnswer) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RoundAnswer) GetId() uint64 {
@@ -690,7 +1250,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +1262,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +1275,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -729,7 +1289,42 @@ var File_logmirror_log_v1_peer_proto protoreflect.FileDescriptor
 
 const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1blogmirror/log/v1/peer.proto\x12\x10logmirror.log.v1\x1a\x1alogmirror/log/v1/log.proto\"\x8a\x02\n" +
+	"\x1blogmirror/log/v1/peer.proto\x12\x10logmirror.log.v1\x1a\x1alogmirror/log/v1/log.proto\"\x8a\x01\n" +
+	"\x0fFetchLogRequest\x12=\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x12\x1d\n" +
+	"\n" +
+	"from_index\x18\x02 \x01(\x04R\tfromIndex\x12\x19\n" +
+	"\bto_index\x18\x03 \x01(\x04R\atoIndex\"\x87\x01\n" +
+	"\x10FetchLogResponse\x12=\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x124\n" +
+	"\aentries\x18\x02 \x03(\v2\x1a.logmirror.log.v1.LogEntryR\aentries\"\\\n" +
+	"\bLogEntry\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\rR\x04type\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\xb0\x01\n" +
+	"\x16FetchCheckpointRequest\x12=\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x124\n" +
+	"\x04name\x18\x02 \x01(\v2 .logmirror.log.v1.CheckpointNameR\x04name\x12!\n" +
+	"\foffset_bytes\x18\x03 \x01(\x04R\voffsetBytes\"l\n" +
+	"\x17FetchCheckpointResponse\x12=\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xb0\x03\n" +
+	"\fSnapshotData\x12@\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\n" +
+	"checkpoint\x12'\n" +
+	"\x0fcheckpoint_term\x18\x02 \x01(\x04R\x0echeckpointTerm\x12+\n" +
+	"\x11checkpoint_digest\x18\x03 \x01(\x06R\x10checkpointDigest\x120\n" +
+	"\x14log_time_nanoseconds\x18\x04 \x01(\x06R\x12logTimeNanoseconds\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\x06R\x06digest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x06 \x01(\x06R\tclusterId\x12<\n" +
+	"\n" +
+	"membership\x18\a \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
+	"membership\x12D\n" +
+	"\vcheckpoints\x18\b \x03(\v2\".logmirror.log.v1.CheckpointStatusR\vcheckpoints\x12\x1b\n" +
+	"\tsender_id\x18\t \x01(\x04R\bsenderId\"\x8a\x02\n" +
 	"\rPeerHandshake\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x126\n" +
 	"\x17initial_membership_hash\x18\x02 \x01(\x06R\x15initialMembershipHash\x12*\n" +
@@ -741,7 +1336,7 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xc6\x03\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xbc\x05\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
 	"\x03ack\x18\x02 \x01(\v2\x1a.logmirror.log.v1.VoterAckH\x00R\x03ack\x12A\n" +
@@ -750,8 +1345,19 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\bquestion\x18\x05 \x01(\v2\x1f.logmirror.log.v1.RoundQuestionH\x00R\bquestion\x127\n" +
 	"\x06answer\x18\x06 \x01(\v2\x1d.logmirror.log.v1.RoundAnswerH\x00R\x06answer\x12,\n" +
 	"\x04ping\x18\a \x01(\v2\x16.logmirror.log.v1.PingH\x00R\x04ping\x12,\n" +
-	"\x04pong\x18\b \x01(\v2\x16.logmirror.log.v1.PingH\x00R\x04pongB\a\n" +
-	"\x05frame\"Z\n" +
+	"\x04pong\x18\b \x01(\v2\x16.logmirror.log.v1.PingH\x00R\x04pong\x12N\n" +
+	"\x10checkpoints_held\x18\t \x01(\v2!.logmirror.log.v1.CheckpointsHeldH\x00R\x0fcheckpointsHeld\x12Q\n" +
+	"\x11checkpoint_report\x18\n" +
+	" \x01(\v2\".logmirror.log.v1.CheckpointReportH\x00R\x10checkpointReport\x12Q\n" +
+	"\x11checkpoint_wanted\x18\v \x01(\v2\".logmirror.log.v1.CheckpointWantedH\x00R\x10checkpointWantedB\a\n" +
+	"\x05frame\"U\n" +
+	"\x0fCheckpointsHeld\x12B\n" +
+	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"n\n" +
+	"\x10CheckpointWanted\x12@\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\n" +
+	"checkpoint\x12\x18\n" +
+	"\aholders\x18\x02 \x03(\x04R\aholders\"Z\n" +
 	"\bVoterAck\x12\x19\n" +
 	"\bvoter_id\x18\x01 \x01(\x04R\avoterId\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1f\n" +
@@ -773,9 +1379,11 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x06leader\x18\x04 \x01(\bR\x06leader\x12#\n" +
 	"\rdurable_index\x18\x05 \x01(\x04R\fdurableIndex\"\x16\n" +
 	"\x04Ping\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id2X\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id2\x97\x02\n" +
 	"\vPeerService\x12I\n" +
-	"\x04Send\x12\x1d.logmirror.log.v1.SendRequest\x1a\x1e.logmirror.log.v1.SendResponse(\x010\x01BAZ?github.com/logmirror/logmirror/api/proto/logmirror/log/v1;logv1b\x06proto3"
+	"\x04Send\x12\x1d.logmirror.log.v1.SendRequest\x1a\x1e.logmirror.log.v1.SendResponse(\x010\x01\x12S\n" +
+	"\bFetchLog\x12!.logmirror.log.v1.FetchLogRequest\x1a\".logmirror.log.v1.FetchLogResponse0\x01\x12h\n" +
+	"\x0fFetchCheckpoint\x12(.logmirror.log.v1.FetchCheckpointRequest\x1a).logmirror.log.v1.FetchCheckpointResponse0\x01BAZ?github.com/logmirror/logmirror/api/proto/logmirror/log/v1;logv1b\x06proto3"
 
 var (
 	file_logmirror_log_v1_peer_proto_rawDescOnce sync.Once
@@ -789,43 +1397,73 @@ func file_logmirror_log_v1_peer_proto_rawDescGZIP() []byte {
 	return file_logmirror_log_v1_peer_proto_rawDescData
 }
 
-var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_logmirror_log_v1_peer_proto_goTypes = []any{
-	(*PeerHandshake)(nil),      // 0: logmirror.log.v1.PeerHandshake
-	(*SendRequest)(nil),        // 1: logmirror.log.v1.SendRequest
-	(*SendResponse)(nil),       // 2: logmirror.log.v1.SendResponse
-	(*PeerFrame)(nil),          // 3: logmirror.log.v1.PeerFrame
-	(*VoterAck)(nil),           // 4: logmirror.log.v1.VoterAck
-	(*ForwardedProposal)(nil),  // 5: logmirror.log.v1.ForwardedProposal
-	(*ForwardedRejection)(nil), // 6: logmirror.log.v1.ForwardedRejection
-	(*RoundQuestion)(nil),      // 7: logmirror.log.v1.RoundQuestion
-	(*RoundAnswer)(nil),        // 8: logmirror.log.v1.RoundAnswer
-	(*Ping)(nil),               // 9: logmirror.log.v1.Ping
-	(*Handshake)(nil),          // 10: logmirror.log.v1.Handshake
-	(*Proposal)(nil),           // 11: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),    // 12: logmirror.log.v1.AppendRejection
+	(*FetchLogRequest)(nil),         // 0: logmirror.log.v1.FetchLogRequest
+	(*FetchLogResponse)(nil),        // 1: logmirror.log.v1.FetchLogResponse
+	(*LogEntry)(nil),                // 2: logmirror.log.v1.LogEntry
+	(*FetchCheckpointRequest)(nil),  // 3: logmirror.log.v1.FetchCheckpointRequest
+	(*FetchCheckpointResponse)(nil), // 4: logmirror.log.v1.FetchCheckpointResponse
+	(*SnapshotData)(nil),            // 5: logmirror.log.v1.SnapshotData
+	(*PeerHandshake)(nil),           // 6: logmirror.log.v1.PeerHandshake
+	(*SendRequest)(nil),             // 7: logmirror.log.v1.SendRequest
+	(*SendResponse)(nil),            // 8: logmirror.log.v1.SendResponse
+	(*PeerFrame)(nil),               // 9: logmirror.log.v1.PeerFrame
+	(*CheckpointsHeld)(nil),         // 10: logmirror.log.v1.CheckpointsHeld
+	(*CheckpointWanted)(nil),        // 11: logmirror.log.v1.CheckpointWanted
+	(*VoterAck)(nil),                // 12: logmirror.log.v1.VoterAck
+	(*ForwardedProposal)(nil),       // 13: logmirror.log.v1.ForwardedProposal
+	(*ForwardedRejection)(nil),      // 14: logmirror.log.v1.ForwardedRejection
+	(*RoundQuestion)(nil),           // 15: logmirror.log.v1.RoundQuestion
+	(*RoundAnswer)(nil),             // 16: logmirror.log.v1.RoundAnswer
+	(*Ping)(nil),                    // 17: logmirror.log.v1.Ping
+	(*CheckpointName)(nil),          // 18: logmirror.log.v1.CheckpointName
+	(*Membership)(nil),              // 19: logmirror.log.v1.Membership
+	(*CheckpointStatus)(nil),        // 20: logmirror.log.v1.CheckpointStatus
+	(*Handshake)(nil),               // 21: logmirror.log.v1.Handshake
+	(*CheckpointReport)(nil),        // 22: logmirror.log.v1.CheckpointReport
+	(*Proposal)(nil),                // 23: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 24: logmirror.log.v1.AppendRejection
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
-	10, // 0: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
-	0,  // 1: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	3,  // 2: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
-	0,  // 3: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	4,  // 4: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
-	5,  // 5: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
-	6,  // 6: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
-	7,  // 7: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
-	8,  // 8: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
-	9,  // 9: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
-	9,  // 10: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
-	11, // 11: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	12, // 12: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	1,  // 13: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	2,  // 14: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	14, // [14:15] is the sub-list for method output_type
-	13, // [13:14] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	6,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	2,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
+	6,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	18, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	6,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	18, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	19, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
+	20, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	21, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
+	6,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	9,  // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
+	6,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	12, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
+	13, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
+	14, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
+	15, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
+	16, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
+	17, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
+	17, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
+	10, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
+	22, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
+	11, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
+	18, // 23: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	18, // 24: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	23, // 25: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	24, // 26: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	7,  // 27: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	0,  // 28: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	3,  // 29: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	8,  // 30: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	1,  // 31: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	4,  // 32: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	30, // [30:33] is the sub-list for method output_type
+	27, // [27:30] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -834,7 +1472,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 		return
 	}
 	file_logmirror_log_v1_log_proto_init()
-	file_logmirror_log_v1_peer_proto_msgTypes[3].OneofWrappers = []any{
+	file_logmirror_log_v1_peer_proto_msgTypes[9].OneofWrappers = []any{
 		(*PeerFrame_RaftMessage)(nil),
 		(*PeerFrame_Ack)(nil),
 		(*PeerFrame_Proposal)(nil),
@@ -843,6 +1481,9 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_Answer)(nil),
 		(*PeerFrame_Ping)(nil),
 		(*PeerFrame_Pong)(nil),
+		(*PeerFrame_CheckpointsHeld)(nil),
+		(*PeerFrame_CheckpointReport)(nil),
+		(*PeerFrame_CheckpointWanted)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -850,7 +1491,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_peer_proto_rawDesc), len(file_logmirror_log_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

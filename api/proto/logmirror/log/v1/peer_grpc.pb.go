@@ -19,7 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PeerService_Send_FullMethodName = "/logmirror.log.v1.PeerService/Send"
+	PeerService_Send_FullMethodName            = "/logmirror.log.v1.PeerService/Send"
+	PeerService_FetchLog_FullMethodName        = "/logmirror.log.v1.PeerService/FetchLog"
+	PeerService_FetchCheckpoint_FullMethodName = "/logmirror.log.v1.PeerService/FetchCheckpoint"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -32,6 +34,11 @@ type PeerServiceClient interface {
 	// Send carries the sender's frames, in order; a frame may be lost with its stream, never repeated. The answers of
 	// the receiver travel on its own stream in the other direction; the receiver's handshake comes back first.
 	Send(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SendRequest, SendResponse], error)
+	// FetchLog sends committed entries as they stand in the log of the member that is asked, Raft's own included, for a
+	// member that installs a snapshot. OUT_OF_RANGE: trimmed, or not yet committed there.
+	FetchLog(ctx context.Context, in *FetchLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchLogResponse], error)
+	// FetchCheckpoint sends a checkpoint that the member that is asked holds. NOT_FOUND: it does not hold it.
+	FetchCheckpoint(ctx context.Context, in *FetchCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchCheckpointResponse], error)
 }
 
 type peerServiceClient struct {
@@ -55,6 +62,44 @@ func (c *peerServiceClient) Send(ctx context.Context, opts ...grpc.CallOption) (
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PeerService_SendClient = grpc.BidiStreamingClient[SendRequest, SendResponse]
 
+func (c *peerServiceClient) FetchLog(ctx context.Context, in *FetchLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchLogResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[1], PeerService_FetchLog_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchLogRequest, FetchLogResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchLogClient = grpc.ServerStreamingClient[FetchLogResponse]
+
+func (c *peerServiceClient) FetchCheckpoint(ctx context.Context, in *FetchCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchCheckpointResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[2], PeerService_FetchCheckpoint_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchCheckpointRequest, FetchCheckpointResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchCheckpointClient = grpc.ServerStreamingClient[FetchCheckpointResponse]
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -65,6 +110,11 @@ type PeerServiceServer interface {
 	// Send carries the sender's frames, in order; a frame may be lost with its stream, never repeated. The answers of
 	// the receiver travel on its own stream in the other direction; the receiver's handshake comes back first.
 	Send(grpc.BidiStreamingServer[SendRequest, SendResponse]) error
+	// FetchLog sends committed entries as they stand in the log of the member that is asked, Raft's own included, for a
+	// member that installs a snapshot. OUT_OF_RANGE: trimmed, or not yet committed there.
+	FetchLog(*FetchLogRequest, grpc.ServerStreamingServer[FetchLogResponse]) error
+	// FetchCheckpoint sends a checkpoint that the member that is asked holds. NOT_FOUND: it does not hold it.
+	FetchCheckpoint(*FetchCheckpointRequest, grpc.ServerStreamingServer[FetchCheckpointResponse]) error
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -77,6 +127,12 @@ type UnimplementedPeerServiceServer struct{}
 
 func (UnimplementedPeerServiceServer) Send(grpc.BidiStreamingServer[SendRequest, SendResponse]) error {
 	return status.Error(codes.Unimplemented, "method Send not implemented")
+}
+func (UnimplementedPeerServiceServer) FetchLog(*FetchLogRequest, grpc.ServerStreamingServer[FetchLogResponse]) error {
+	return status.Error(codes.Unimplemented, "method FetchLog not implemented")
+}
+func (UnimplementedPeerServiceServer) FetchCheckpoint(*FetchCheckpointRequest, grpc.ServerStreamingServer[FetchCheckpointResponse]) error {
+	return status.Error(codes.Unimplemented, "method FetchCheckpoint not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -106,6 +162,28 @@ func _PeerService_Send_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PeerService_SendServer = grpc.BidiStreamingServer[SendRequest, SendResponse]
 
+func _PeerService_FetchLog_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchLogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PeerServiceServer).FetchLog(m, &grpc.GenericServerStream[FetchLogRequest, FetchLogResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchLogServer = grpc.ServerStreamingServer[FetchLogResponse]
+
+func _PeerService_FetchCheckpoint_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchCheckpointRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PeerServiceServer).FetchCheckpoint(m, &grpc.GenericServerStream[FetchCheckpointRequest, FetchCheckpointResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchCheckpointServer = grpc.ServerStreamingServer[FetchCheckpointResponse]
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -119,6 +197,16 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _PeerService_Send_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "FetchLog",
+			Handler:       _PeerService_FetchLog_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "FetchCheckpoint",
+			Handler:       _PeerService_FetchCheckpoint_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "logmirror/log/v1/peer.proto",
