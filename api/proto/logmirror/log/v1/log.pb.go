@@ -1791,7 +1791,9 @@ type UploadCheckpointResponse struct {
 	// The member wants the bytes from this offset on. Only in the first message.
 	Wanted      bool   `protobuf:"varint,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
 	OffsetBytes uint64 `protobuf:"varint,3,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
-	// The last message: the report has reached the leader, and the bytes, where they were wanted, are durable here.
+	// The last message: this member has the report and tells the leaders of it, and the bytes, where they were wanted, are
+	// durable here. A caller that sees neither a CHECKPOINT_SEALED of its checkpoint nor another CHECKPOINT_REQUEST in the
+	// tail within a minute gives its report again: the member may have restarted.
 	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -639,6 +639,8 @@ type PeerFrame struct {
 	//	*PeerFrame_CheckpointsHeld
 	//	*PeerFrame_CheckpointReport
 	//	*PeerFrame_CheckpointWanted
+	//	*PeerFrame_CheckpointAsked
+	//	*PeerFrame_SnapshotProgress
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -780,6 +782,24 @@ func (x *PeerFrame) GetCheckpointWanted() *CheckpointWanted {
 	return nil
 }
 
+func (x *PeerFrame) GetCheckpointAsked() *CheckpointAsked {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_CheckpointAsked); ok {
+			return x.CheckpointAsked
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetSnapshotProgress() *SnapshotProgress {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_SnapshotProgress); ok {
+			return x.SnapshotProgress
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -829,6 +849,14 @@ type PeerFrame_CheckpointWanted struct {
 	CheckpointWanted *CheckpointWanted `protobuf:"bytes,11,opt,name=checkpoint_wanted,json=checkpointWanted,proto3,oneof"`
 }
 
+type PeerFrame_CheckpointAsked struct {
+	CheckpointAsked *CheckpointAsked `protobuf:"bytes,12,opt,name=checkpoint_asked,json=checkpointAsked,proto3,oneof"`
+}
+
+type PeerFrame_SnapshotProgress struct {
+	SnapshotProgress *SnapshotProgress `protobuf:"bytes,13,opt,name=snapshot_progress,json=snapshotProgress,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -850,6 +878,10 @@ func (*PeerFrame_CheckpointsHeld) isPeerFrame_Frame() {}
 func (*PeerFrame_CheckpointReport) isPeerFrame_Frame() {}
 
 func (*PeerFrame_CheckpointWanted) isPeerFrame_Frame() {}
+
+func (*PeerFrame_CheckpointAsked) isPeerFrame_Frame() {}
+
+func (*PeerFrame_SnapshotProgress) isPeerFrame_Frame() {}
 
 // CheckpointsHeld tells the leader what a member holds durably, sealed or not.
 type CheckpointsHeld struct {
@@ -949,6 +981,105 @@ func (x *CheckpointWanted) GetHolders() []uint64 {
 	return nil
 }
 
+// CheckpointAsked asks the leader for a checkpoint now: an operator wants one above an index.
+type CheckpointAsked struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AfterIndex    uint64                 `protobuf:"varint,1,opt,name=after_index,json=afterIndex,proto3" json:"after_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointAsked) Reset() {
+	*x = CheckpointAsked{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointAsked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointAsked) ProtoMessage() {}
+
+func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointAsked.ProtoReflect.Descriptor instead.
+func (*CheckpointAsked) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CheckpointAsked) GetAfterIndex() uint64 {
+	if x != nil {
+		return x.AfterIndex
+	}
+	return 0
+}
+
+// SnapshotProgress tells the leader that a member is still fetching what a snapshot names, or that it gave up. Its
+// success is told by raft itself.
+type SnapshotProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Failed        bool                   `protobuf:"varint,2,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotProgress) Reset() {
+	*x = SnapshotProgress{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotProgress) ProtoMessage() {}
+
+func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
+func (*SnapshotProgress) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SnapshotProgress) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
 // VoterAck says that a voter holds the log up to an index durably, in a term. It is taken from a non-reject append
 // response that was released after the fsync of its entries and term.
 type VoterAck struct {
@@ -962,7 +1093,7 @@ type VoterAck struct {
 
 func (x *VoterAck) Reset() {
 	*x = VoterAck{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1105,7 @@ func (x *VoterAck) String() string {
 func (*VoterAck) ProtoMessage() {}
 
 func (x *VoterAck) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1118,7 @@ func (x *VoterAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoterAck.ProtoReflect.Descriptor instead.
 func (*VoterAck) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VoterAck) GetVoterId() uint64 {
@@ -1023,7 +1154,7 @@ type ForwardedProposal struct {
 
 func (x *ForwardedProposal) Reset() {
 	*x = ForwardedProposal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1166,7 @@ func (x *ForwardedProposal) String() string {
 func (*ForwardedProposal) ProtoMessage() {}
 
 func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1179,7 @@ func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedProposal.ProtoReflect.Descriptor instead.
 func (*ForwardedProposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ForwardedProposal) GetProposal() *Proposal {
@@ -1075,7 +1206,7 @@ type ForwardedRejection struct {
 
 func (x *ForwardedRejection) Reset() {
 	*x = ForwardedRejection{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1218,7 @@ func (x *ForwardedRejection) String() string {
 func (*ForwardedRejection) ProtoMessage() {}
 
 func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1231,7 @@ func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedRejection.ProtoReflect.Descriptor instead.
 func (*ForwardedRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ForwardedRejection) GetRejection() *AppendRejection {
@@ -1127,7 +1258,7 @@ type RoundQuestion struct {
 
 func (x *RoundQuestion) Reset() {
 	*x = RoundQuestion{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1270,7 @@ func (x *RoundQuestion) String() string {
 func (*RoundQuestion) ProtoMessage() {}
 
 func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1283,7 @@ func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundQuestion.ProtoReflect.Descriptor instead.
 func (*RoundQuestion) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RoundQuestion) GetId() uint64 {
@@ -1177,7 +1308,7 @@ type RoundAnswer struct {
 
 func (x *RoundAnswer) Reset() {
 	*x = RoundAnswer{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1320,7 @@ func (x *RoundAnswer) String() string {
 func (*RoundAnswer) ProtoMessage() {}
 
 func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1333,7 @@ func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundAnswer.ProtoReflect.Descriptor instead.
 func (*RoundAnswer) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RoundAnswer) GetId() uint64 {
@@ -1250,7 +1381,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1393,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1406,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -1336,7 +1467,7 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xbc\x05\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xdf\x06\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
 	"\x03ack\x18\x02 \x01(\v2\x1a.logmirror.log.v1.VoterAckH\x00R\x03ack\x12A\n" +
@@ -1349,7 +1480,9 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x10checkpoints_held\x18\t \x01(\v2!.logmirror.log.v1.CheckpointsHeldH\x00R\x0fcheckpointsHeld\x12Q\n" +
 	"\x11checkpoint_report\x18\n" +
 	" \x01(\v2\".logmirror.log.v1.CheckpointReportH\x00R\x10checkpointReport\x12Q\n" +
-	"\x11checkpoint_wanted\x18\v \x01(\v2\".logmirror.log.v1.CheckpointWantedH\x00R\x10checkpointWantedB\a\n" +
+	"\x11checkpoint_wanted\x18\v \x01(\v2\".logmirror.log.v1.CheckpointWantedH\x00R\x10checkpointWanted\x12N\n" +
+	"\x10checkpoint_asked\x18\f \x01(\v2!.logmirror.log.v1.CheckpointAskedH\x00R\x0fcheckpointAsked\x12Q\n" +
+	"\x11snapshot_progress\x18\r \x01(\v2\".logmirror.log.v1.SnapshotProgressH\x00R\x10snapshotProgressB\a\n" +
 	"\x05frame\"U\n" +
 	"\x0fCheckpointsHeld\x12B\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"n\n" +
@@ -1357,7 +1490,13 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\n" +
 	"checkpoint\x12\x18\n" +
-	"\aholders\x18\x02 \x03(\x04R\aholders\"Z\n" +
+	"\aholders\x18\x02 \x03(\x04R\aholders\"2\n" +
+	"\x0fCheckpointAsked\x12\x1f\n" +
+	"\vafter_index\x18\x01 \x01(\x04R\n" +
+	"afterIndex\"@\n" +
+	"\x10SnapshotProgress\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06failed\x18\x02 \x01(\bR\x06failed\"Z\n" +
 	"\bVoterAck\x12\x19\n" +
 	"\bvoter_id\x18\x01 \x01(\x04R\avoterId\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1f\n" +
@@ -1397,7 +1536,7 @@ func file_logmirror_log_v1_peer_proto_rawDescGZIP() []byte {
 	return file_logmirror_log_v1_peer_proto_rawDescData
 }
 
-var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*FetchLogRequest)(nil),         // 0: logmirror.log.v1.FetchLogRequest
 	(*FetchLogResponse)(nil),        // 1: logmirror.log.v1.FetchLogResponse
@@ -1411,59 +1550,63 @@ var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*PeerFrame)(nil),               // 9: logmirror.log.v1.PeerFrame
 	(*CheckpointsHeld)(nil),         // 10: logmirror.log.v1.CheckpointsHeld
 	(*CheckpointWanted)(nil),        // 11: logmirror.log.v1.CheckpointWanted
-	(*VoterAck)(nil),                // 12: logmirror.log.v1.VoterAck
-	(*ForwardedProposal)(nil),       // 13: logmirror.log.v1.ForwardedProposal
-	(*ForwardedRejection)(nil),      // 14: logmirror.log.v1.ForwardedRejection
-	(*RoundQuestion)(nil),           // 15: logmirror.log.v1.RoundQuestion
-	(*RoundAnswer)(nil),             // 16: logmirror.log.v1.RoundAnswer
-	(*Ping)(nil),                    // 17: logmirror.log.v1.Ping
-	(*CheckpointName)(nil),          // 18: logmirror.log.v1.CheckpointName
-	(*Membership)(nil),              // 19: logmirror.log.v1.Membership
-	(*CheckpointStatus)(nil),        // 20: logmirror.log.v1.CheckpointStatus
-	(*Handshake)(nil),               // 21: logmirror.log.v1.Handshake
-	(*CheckpointReport)(nil),        // 22: logmirror.log.v1.CheckpointReport
-	(*Proposal)(nil),                // 23: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),         // 24: logmirror.log.v1.AppendRejection
+	(*CheckpointAsked)(nil),         // 12: logmirror.log.v1.CheckpointAsked
+	(*SnapshotProgress)(nil),        // 13: logmirror.log.v1.SnapshotProgress
+	(*VoterAck)(nil),                // 14: logmirror.log.v1.VoterAck
+	(*ForwardedProposal)(nil),       // 15: logmirror.log.v1.ForwardedProposal
+	(*ForwardedRejection)(nil),      // 16: logmirror.log.v1.ForwardedRejection
+	(*RoundQuestion)(nil),           // 17: logmirror.log.v1.RoundQuestion
+	(*RoundAnswer)(nil),             // 18: logmirror.log.v1.RoundAnswer
+	(*Ping)(nil),                    // 19: logmirror.log.v1.Ping
+	(*CheckpointName)(nil),          // 20: logmirror.log.v1.CheckpointName
+	(*Membership)(nil),              // 21: logmirror.log.v1.Membership
+	(*CheckpointStatus)(nil),        // 22: logmirror.log.v1.CheckpointStatus
+	(*Handshake)(nil),               // 23: logmirror.log.v1.Handshake
+	(*CheckpointReport)(nil),        // 24: logmirror.log.v1.CheckpointReport
+	(*Proposal)(nil),                // 25: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 26: logmirror.log.v1.AppendRejection
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
 	6,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	6,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	2,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
 	6,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	18, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	20, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
 	6,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	18, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	19, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
-	20, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	21, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
+	20, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	21, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
+	22, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	23, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
 	6,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	9,  // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
 	6,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	12, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
-	13, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
-	14, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
-	15, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
-	16, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
-	17, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
-	17, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
+	14, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
+	15, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
+	16, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
+	17, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
+	18, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
+	19, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
+	19, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
 	10, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
-	22, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
+	24, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
 	11, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
-	18, // 23: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
-	18, // 24: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	23, // 25: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	24, // 26: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	7,  // 27: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	0,  // 28: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
-	3,  // 29: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
-	8,  // 30: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	1,  // 31: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
-	4,  // 32: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
-	30, // [30:33] is the sub-list for method output_type
-	27, // [27:30] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	12, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
+	13, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
+	20, // 25: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	20, // 26: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	25, // 27: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	26, // 28: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	7,  // 29: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	0,  // 30: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	3,  // 31: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	8,  // 32: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	1,  // 33: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	4,  // 34: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	32, // [32:35] is the sub-list for method output_type
+	29, // [29:32] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -1484,6 +1627,8 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_CheckpointsHeld)(nil),
 		(*PeerFrame_CheckpointReport)(nil),
 		(*PeerFrame_CheckpointWanted)(nil),
+		(*PeerFrame_CheckpointAsked)(nil),
+		(*PeerFrame_SnapshotProgress)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1491,7 +1636,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_peer_proto_rawDesc), len(file_logmirror_log_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
