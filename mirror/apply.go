@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/logmirror/logmirror/logclient"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // applier is the state of the one goroutine that applies.
@@ -59,6 +60,9 @@ func (a *applier) apply(entry *logclient.Entry) error {
 	}
 	a.indexes.reach(applied.Index)
 	a.revisions.reach(uint64(applied.Revision))
+	if applied.RegionsChanged {
+		a.lookAtRegion()
+	}
 	a.translator.events(entry, applied, func(event sessionEvent) {
 		if event.kind == eventEnded {
 			a.config.Logger.Warn("the session of this frontend has ended", "session", event.session, "index", applied.Index)
@@ -79,9 +83,19 @@ func (a *applier) after(batch *logclient.Batch) {
 	}
 	if !a.caughtUp.Load() && a.AppliedIndex() >= batch.PublishedIndex && a.machine.ClusterID() != 0 {
 		a.caughtUp.Store(true)
+		a.lookAtRegion()
 		a.session.step(sessionEvent{kind: eventCaughtUp, number: a.directory.record.Incarnation})
 	}
 	if a.caughtUp.Load() && len(batch.Entries) > 0 {
 		a.ticks.applied(a.logTime)
 	}
+}
+
+// lookAtRegion tells the session whether this frontend's region is fenced.
+func (a *applier) lookAtRegion() {
+	event := sessionEvent{kind: eventUnfenced}
+	if a.machine.Region(a.config.Region) == statemachine.RegionFenced {
+		event.kind = eventFenced
+	}
+	a.session.step(event)
 }

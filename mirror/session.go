@@ -5,6 +5,7 @@ import (
 	"time"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // sessionCore turns commands into the entries of one session after another, such that each command is applied at most
@@ -50,6 +51,10 @@ type sessionCore struct {
 	movedAt    time.Duration
 	openSentAt time.Duration
 	openSent   bool
+	// openCopies of this incarnation's Open were handed over, of which openRefusals were seen skipped.
+	openCopies, openRefusals int
+	// fenced: this frontend's region is fenced as far as the log was applied here, so that no Open would be taken.
+	fenced bool
 	// refusedFor is why the last Open was skipped; empty for no reason.
 	refusedFor string
 	timeouts   int
@@ -127,9 +132,11 @@ func (s *sessionCore) step(event sessionEvent, now time.Duration) *sessionEffect
 	case eventPersisted:
 		if s.phase == phasePersisting && event.number == s.incarnation {
 			s.phase = phaseOpening
-			s.openSent = false
+			s.openSent, s.openCopies, s.openRefusals = false, 0, 0
 			s.sendOpen()
 		}
+	case eventFenced, eventUnfenced:
+		s.regionChanged(event.kind == eventFenced)
 	case eventUp:
 		s.up = true
 		s.retryAt = 0
@@ -191,13 +198,14 @@ func (s *sessionCore) persistNext() {
 }
 
 func (s *sessionCore) sendOpen() {
-	if !s.up || s.retryAt != 0 {
+	if !s.up || s.retryAt != 0 || s.fenced {
 		return
 	}
 	if !s.openSent {
 		s.openSent = true
 		s.openSentAt = s.now
 	}
+	s.openCopies++
 	s.send(&logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, Payload: s.config.open(s.incarnation)})
 }
 
@@ -224,15 +232,32 @@ func (s *sessionCore) resend(reason string) {
 		s.sendBatch(b)
 		s.effects.resent = reason
 	}
-	if s.phase == phaseOpening {
+	if s.phase == phaseOpening && !s.fenced {
 		s.sendOpen()
 		s.effects.resent = reason
 	}
 }
 
+// regionChanged notes whether this frontend's region is fenced. Opened again, it need not wait for anything.
+func (s *sessionCore) regionChanged(fenced bool) {
+	if fenced == s.fenced {
+		return
+	}
+	s.fenced = fenced
+	if fenced {
+		s.refusedFor = statemachine.SkipRegionFenced.String()
+		return
+	}
+	s.refusedFor = ""
+	if s.phase == phaseOpening {
+		s.retryAt = 0
+		s.sendOpen()
+	}
+}
+
 // waitingForLog tells whether something was handed over whose fate is not known.
 func (s *sessionCore) waitingForLog() bool {
-	return len(s.inFlight) > 0 || (s.phase == phaseOpening && s.openSent)
+	return len(s.inFlight) > 0 || (s.phase == phaseOpening && s.openSent && !s.fenced)
 }
 
 func (s *sessionCore) resendDue() time.Duration {
@@ -321,6 +346,13 @@ func (s *sessionCore) openRefused(event sessionEvent) {
 	if event.err != nil {
 		s.effects.fatal = event.err
 		return
+	}
+	if s.openRefusals++; s.openRefusals >= s.openCopies {
+		// No copy is left that could be applied: the session will have been alive from the next one on.
+		s.openSent = false
+	}
+	if s.fenced {
+		return // until eventUnfenced
 	}
 	s.refusedFor = event.reason
 	s.retryAt = s.now + s.config.openRetry

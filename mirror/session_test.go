@@ -17,7 +17,7 @@ import (
 // Rewrite them with -rewrite and review the difference.
 //
 //	after D                       time passes; the timer runs if it is due
-//	caughtup N | persisted N | up | down | term N
+//	caughtup N | persisted N | fenced | unfenced | up | down | term N
 //	propose NAME [wait] | leave NAME
 //	opened INCARNATION session=N  refused INCARNATION [fatal]
 //	applied session=N seq=N commands=N | gap session=N seq=N | ended N
@@ -90,6 +90,10 @@ func (r *transcript) line(t *testing.T, line string) []string {
 		event.kind = eventCaughtUp
 	case "persisted":
 		event.kind = eventPersisted
+	case "fenced":
+		event.kind = eventFenced
+	case "unfenced":
+		event.kind = eventUnfenced
 	case "up":
 		event.kind = eventUp
 	case "down":

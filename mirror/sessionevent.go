@@ -33,6 +33,9 @@ const (
 	eventCaughtUp
 	// eventPersisted: the incarnation in number is durable.
 	eventPersisted
+	// eventFenced, eventUnfenced: as of the entry that was applied last, this frontend's region is fenced, or is not.
+	eventFenced
+	eventUnfenced
 	// eventUp, eventDown: as in logclient.AppendHandler.
 	eventUp
 	eventDown
