@@ -3,10 +3,10 @@ package frontend
 import (
 	"context"
 	"errors"
-	"io"
 	"time"
 
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
@@ -19,8 +19,10 @@ import (
 // on more than there is.
 type leases struct{ keeper *keeper.Keeper }
 
-// Renew confirms a renewal and returns the TTL in seconds.
-func (l leases) Renew(ctx context.Context, id int64) (int64, error) { return l.keeper.Renew(ctx, id) }
+// BeginRenewal is the keeper's.
+func (l leases) BeginRenewal(id int64) (int64, func(context.Context) (int64, error)) {
+	return l.keeper.BeginRenewal(id)
+}
 
 // TimeToLive returns the whole seconds left and granted, asking the lease's owner where that is another frontend.
 func (l leases) TimeToLive(ctx context.Context, id int64) (remaining, granted int64, err error) {
@@ -73,40 +75,29 @@ func (s *leaseServer) Revoke(ctx context.Context, r *kvv1.RevokeRequest) (*kvv1.
 	return &kvv1.RevokeResponse{Header: h}, nil
 }
 
-// KeepAlive answers each renewal in order, and ends with UNAVAILABLE where this frontend cannot vouch for one.
+// KeepAlive ends with UNAVAILABLE where this frontend cannot vouch for a renewal.
 func (s *leaseServer) KeepAlive(stream kvv1.LeaseService_KeepAliveServer) error {
-	if err := s.region.CheckReady(); err != nil {
-		return failure(err)
+	err := s.region.KeepAlive(s.leases, renewalStream{stream})
+	if _, ofStream := status.FromError(err); ofStream { // or nil
+		return err
 	}
-	err := s.region.Serve(func() error { return s.keepAlive(stream) })
-	if errors.Is(err, serving.ErrStopping) {
-		return failure(err)
-	}
-	return err
+	return failure(err)
 }
 
-func (s *leaseServer) keepAlive(stream kvv1.LeaseService_KeepAliveServer) error {
-	for {
-		request, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		// The header is made first: a client must not see a renewal at a revision at which the lease was gone already.
-		h := header(s.region.Facts())
-		ttl, err := s.leases.Renew(stream.Context(), request.GetId())
-		if errors.Is(err, keeper.ErrLeaseNotFound) {
-			ttl, err = 0, nil
-		}
-		if err != nil {
-			return failure(err)
-		}
-		if err := stream.Send(&kvv1.KeepAliveResponse{Header: h, Id: request.GetId(), TtlSeconds: ttl}); err != nil {
-			return err
-		}
-	}
+// renewalStream is the native stream in no API's terms.
+type renewalStream struct {
+	kvv1.LeaseService_KeepAliveServer
+}
+
+// Receive returns the next lease to renew.
+func (s renewalStream) Receive() (int64, error) {
+	request, err := s.Recv()
+	return request.GetId(), err
+}
+
+// Send answers one renewal.
+func (s renewalStream) Send(f serving.Facts, id, ttlSeconds int64) error {
+	return s.LeaseService_KeepAliveServer.Send(&kvv1.KeepAliveResponse{Header: header(f), Id: id, TtlSeconds: ttlSeconds})
 }
 
 // ownedKey marks a TimeToLive that one frontend asks another: it is answered only by the lease's owner, and goes no

@@ -3,9 +3,9 @@ package etcd
 import (
 	"context"
 	"errors"
-	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/status"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
@@ -45,42 +45,28 @@ func (s *leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 	return &pb.LeaseRevokeResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision))}, nil
 }
 
-// LeaseKeepAlive answers each renewal in order. It ends with UNAVAILABLE where this frontend cannot vouch for one; a TTL
-// of zero is said only of a lease that does not exist.
+// LeaseKeepAlive ends with UNAVAILABLE where this frontend cannot vouch for a renewal; a TTL of zero is said only of a
+// lease that does not exist.
 func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
-	if err := s.region.CheckReady(); err != nil {
-		return failure(err)
+	err := s.region.KeepAlive(s.leases, renewalStream{stream})
+	if _, ofStream := status.FromError(err); ofStream { // or nil
+		return err
 	}
-	err := s.region.Serve(func() error { return s.keepAlive(stream) })
-	if errors.Is(err, serving.ErrStopping) {
-		return failure(err)
-	}
-	return err
+	return failure(err)
 }
 
-func (s *leaseServer) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
-	ctx := stream.Context()
-	for {
-		request, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		// The header is made first: a client must not see a renewal at a revision at which the lease was gone already.
-		h := header(s.region.Facts())
-		ttl, err := s.leases.Renew(ctx, request.GetID())
-		if errors.Is(err, keeper.ErrLeaseNotFound) {
-			ttl, err = 0, nil
-		}
-		if err != nil {
-			return failure(err)
-		}
-		if err := stream.Send(&pb.LeaseKeepAliveResponse{Header: h, ID: request.GetID(), TTL: ttl}); err != nil {
-			return err
-		}
-	}
+// renewalStream is etcd's stream in no API's terms.
+type renewalStream struct{ pb.Lease_LeaseKeepAliveServer }
+
+// Receive returns the next lease to renew.
+func (s renewalStream) Receive() (int64, error) {
+	request, err := s.Recv()
+	return request.GetID(), err
+}
+
+// Send answers one renewal.
+func (s renewalStream) Send(f serving.Facts, id, ttlSeconds int64) error {
+	return s.Lease_LeaseKeepAliveServer.Send(&pb.LeaseKeepAliveResponse{Header: header(f), ID: id, TTL: ttlSeconds})
 }
 
 func (s *leaseServer) LeaseTimeToLive(

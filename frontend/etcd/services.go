@@ -17,8 +17,7 @@ import (
 
 // Leases is what the lease service needs of the keeper and of the frontends that own leases.
 type Leases interface {
-	// Renew returns the lease's TTL in seconds once the renewal is confirmed.
-	Renew(ctx context.Context, id int64) (ttlSeconds int64, err error)
+	serving.Renewer
 	// TimeToLive returns the whole seconds left and the granted TTL.
 	TimeToLive(ctx context.Context, id int64) (remainingSeconds, grantedSeconds int64, err error)
 }

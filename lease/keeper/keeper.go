@@ -273,17 +273,21 @@ func (k *Keeper) takeUp(in lease.Info) {
 // is known, the caller ends the client's keep-alive stream. A lease of another owner, or of none, is adopted
 // first.
 func (k *Keeper) Renew(ctx context.Context, id int64) (ttlSeconds int64, err error) {
-	k.mu.Lock()
-	if k.closed {
-		k.mu.Unlock()
-		return 0, ErrUnavailable
+	ttlSeconds, wait := k.BeginRenewal(id)
+	if wait == nil {
+		return ttlSeconds, nil
 	}
-	done := k.step(event{kind: eventRenew, id: id})
-	k.mu.Unlock()
+	return wait(ctx)
+}
+
+// BeginRenewal is Renew for a caller that has other things to do: a renewal that is confirmed at once has its TTL
+// and no wait; of any other, wait gives what Renew would have returned.
+func (k *Keeper) BeginRenewal(id int64) (ttlSeconds int64, wait func(context.Context) (int64, error)) {
+	done := k.lockedStep(event{kind: eventRenew, id: id})
 	if done.verdict == verdictConfirmed {
 		return int64(done.ttl / time.Second), nil
 	}
-	return k.renewSlowly(ctx, id, done)
+	return 0, func(ctx context.Context) (int64, error) { return k.renewSlowly(ctx, id, done) }
 }
 
 // renewRounds bounds how often one renewal begins again because the lease changed while it waited.
