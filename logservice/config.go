@@ -46,6 +46,9 @@ type Config struct {
 	// of up to 200 ms.
 	HeartbeatTicks, ElectionTicks int
 
+	// Now is what log time is counted by, while this member leads; nil for time.Now, which is monotonic.
+	Now func() time.Time
+
 	// SegmentBytes is the size of a file of the log; zero for 64 MiB.
 	SegmentBytes int64
 	// MaxPayloadBytes bounds one proposal; zero for 4 MiB.
@@ -97,6 +100,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "tcp", address)
 		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.TickInterval == 0 {
 		c.TickInterval = 50 * time.Millisecond

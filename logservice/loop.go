@@ -38,7 +38,7 @@ func (s *Server) loop() {
 		}
 		events = s.gather(events)
 		for len(events) > 0 {
-			effects := s.member.Step(time.Now(), events...)
+			effects := s.member.Step(s.config.Now(), events...)
 			clear(events)
 			events = s.perform(&effects, events[:0])
 		}

@@ -178,6 +178,7 @@ func (c *Cluster) startMember(p *part[*logservice.Server], first *reserved,
 		Publication:    c.config.Publication,
 		LeaderPolicy:   logservice.LeaderPolicy{Region: c.config.LeaderRegion},
 		TickInterval:   tickInterval,
+		Now:            c.memberNow(p.name),
 		ElectionTicks:  c.electionTicks(),
 		SegmentBytes:   segmentBytes,
 		Version:        version.String(),
@@ -188,6 +189,22 @@ func (c *Cluster) startMember(p *part[*logservice.Server], first *reserved,
 		return nil, err
 	}
 	return server, nil
+}
+
+func (c *Cluster) clockOf(name string) func() time.Duration {
+	if c.config.ProcessClock == nil {
+		return c.config.Clock
+	}
+	return c.config.ProcessClock(name)
+}
+
+// memberNow is the clock of a log member, which counts from some time of day.
+func (c *Cluster) memberNow(name string) func() time.Time {
+	if c.config.ProcessClock == nil {
+		return nil
+	}
+	began, clock := time.Now(), c.config.ProcessClock(name)
+	return func() time.Time { return began.Add(clock()) }
 }
 
 // electionTicks leaves the log's default in place unless the round trips are longer than it is made for.
@@ -261,7 +278,7 @@ func (c *Cluster) startFrontend(p *part[*frontend.Server], first *reserved) (*fr
 		Log:                   log,
 		Dial:                  c.network.Region(p.region).Dial,
 		WatchProgressInterval: c.config.WatchProgressInterval,
-		Clock:                 c.config.Clock,
+		Clock:                 c.clockOf(p.name),
 		Logger:                c.config.Logger.With("process", p.name),
 	})
 	if err != nil {

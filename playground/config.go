@@ -46,6 +46,9 @@ type Config struct {
 	// Clock counts the time since some fixed moment, asleep or awake; nil is the system's boot time. In a bubble it must
 	// be one of the bubble.
 	Clock func() time.Duration
+	// ProcessClock, where it is given, returns the clock of one process by its name, as Clock is: so that clocks can drift
+	// apart and jump. A log member counts the log's time by its own.
+	ProcessClock func(name string) func() time.Duration
 	// Seed decides which packets are lost where links lose any.
 	Seed uint64
 	// Logger takes what the parts have to say; nil discards it.
