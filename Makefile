@@ -55,6 +55,10 @@ bench-etcd: ## Measure this checkout beside etcd: every row, three rounds (test/
 bench-etcd-quick: ## The same with one short round of each row, in under two minutes
 	cd test/bench && $(GO) run . -rounds 1 -duration 2s -keys 10000 $(BENCH_FLAGS)
 
+.PHONY: bench-watch
+bench-watch: ## Measure only the rows about watches beside etcd: three rounds, about 7 minutes
+	cd test/bench && $(GO) run . -rows 'watch*' -keys 1000 $(BENCH_FLAGS)
+
 .PHONY: demo
 demo: ## Start three regions as containers (needs a Docker Engine with docker compose or docker-compose)
 	deploy/compose/demo up

@@ -25,7 +25,7 @@ type row struct {
 	title       string
 	connections int
 	clients     int
-	worker      func(ctx context.Context, w workerOptions) (func(context.Context) error, error) // nil: the watch row
+	worker      func(ctx context.Context, w workerOptions) (func(context.Context) error, error) // nil: a row of watchRows
 }
 
 // workerOptions is what one client of a row's load has: a connection that it may share, and a number of its own.
@@ -47,7 +47,7 @@ func value() string {
 }
 
 func rows() []row {
-	return []row{
+	return append([]row{
 		{"put", "put, clients spread", 100, 1000, putWorker},
 		{"put-100", "put, 10 connections / 100 clients", 10, 100, putWorker},
 		{"put-1", "put by one client", 1, 1, putWorker},
@@ -56,8 +56,7 @@ func rows() []row {
 		{"get-serializable", "serializable get", 100, 1000, getWorker(clientv3.WithSerializable())},
 		{"range", "range of 1,000 keys, 10 clients", 10, 10, rangeWorker},
 		{"lease-keepalive", "lease keep-alive, spread", 100, 1000, keepAliveWorker},
-		{"watch", "watch, one key, 1,000 watchers on 100 streams (per event)", 100, 1000, nil},
-	}
+	}, watchRows()...)
 }
 
 func putWorker(_ context.Context, w workerOptions) (func(context.Context) error, error) {
@@ -187,7 +186,7 @@ func drive(ctx context.Context, s *system, r row, keys int, duration time.Durati
 	}
 	defer closeAll()
 	if r.worker == nil {
-		return driveWatch(ctx, s, clients, r.clients, duration)
+		return driveWatch(ctx, s, clients, watchLoads[r.name].load, duration)
 	}
 	operations := make([]func(context.Context) error, r.clients)
 	prepared := make([]error, r.clients)

@@ -35,7 +35,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.source, "source", "../..", "checkout of logmirror whose binaries are built and measured")
 	flag.StringVar(&o.binaries, "binaries", "", "directory of logsvc, frontend and etcdmember built before (default: build them)")
-	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between (default: all)")
+	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between; * at the end of one stands for anything (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each row")
 	flag.IntVar(&o.keys, "keys", 100000, "keys loaded before the first row; at least 1,000")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "time that each system is driven in a round")
@@ -72,12 +72,12 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	etcd, err := startEtcd(filepath.Join(o.binaries, "etcdmember"), directory)
+	etcd, err := startSystem("etcd", o.binaries, filepath.Join(directory, "shared"))
 	if err != nil {
 		return err
 	}
 	defer etcd.stop()
-	logmirror, err := startLogmirror(filepath.Join(o.binaries, "logsvc"), filepath.Join(o.binaries, "frontend"), directory)
+	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"))
 	if err != nil {
 		return err
 	}
@@ -94,13 +94,19 @@ func run(ctx context.Context, o options) (err error) {
 		Duration: o.duration.String(), Keys: o.keys}
 	failed := 0
 	for _, r := range chosen {
-		measured, err := runRow(ctx, r, etcd, logmirror, o)
+		var measured *result
+		if r.worker == nil && watchLoads[r.name].load.kind == idleMemory {
+			measured, err = runMemoryRow(ctx, r, o, directory)
+		} else {
+			measured, err = runRow(ctx, r, etcd, logmirror, o)
+		}
 		if err != nil {
 			return errors.Join(err, publish(document, o)) // what was measured before is worth having
 		}
 		document.Rows = append(document.Rows, measured)
 		n, first := measured.failures()
-		fmt.Fprintf(os.Stderr, "%s: ops/s %v, CPU %v, %d failed %s\n", r.name, measured.OperationsRatio, measured.CPURatio, n, first)
+		fmt.Fprintf(os.Stderr, "%s: ratios of ops/s %v, CPU %v, memory added %v; %d failed %s\n",
+			r.name, measured.OperationsRatio, measured.CPURatio, measured.AddedRatio, n, first)
 		failed += n
 	}
 	if err := publish(document, o); err != nil {
@@ -154,11 +160,16 @@ func chooseRows(names string) ([]row, error) {
 	}
 	var chosen []row
 	for name := range strings.SplitSeq(names, ",") {
-		i := slices.IndexFunc(all, func(r row) bool { return r.name == name })
-		if i < 0 {
+		before := len(chosen)
+		prefix, isPrefix := strings.CutSuffix(name, "*")
+		for _, r := range all {
+			if r.name == name || isPrefix && strings.HasPrefix(r.name, prefix) {
+				chosen = append(chosen, r)
+			}
+		}
+		if len(chosen) == before {
 			return nil, fmt.Errorf("no row is named %q", name)
 		}
-		chosen = append(chosen, all[i])
 	}
 	return chosen, nil
 }

@@ -168,6 +168,17 @@ func freePorts(n int) ([]string, error) {
 
 const membersEach = 3
 
+// startSystem starts etcd or logmirror with data in a directory of its own, which is made.
+func startSystem(name, binaries, directory string) (*system, error) {
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		return nil, err
+	}
+	if name == "etcd" {
+		return startEtcd(filepath.Join(binaries, "etcdmember"), directory)
+	}
+	return startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory)
+}
+
 // startEtcd starts three members of etcd as a release runs them: every flag that is not given is its default, so that
 // each write is on the disks of a majority before it is answered.
 func startEtcd(binary, directory string) (*system, error) {

@@ -15,6 +15,7 @@ type sample struct {
 	P99Milliseconds      float64 `json:"p99_milliseconds"`
 	CPUMicrosPerOp       float64 `json:"server_cpu_microseconds_per_operation"`
 	ResidentMegabytes    float64 `json:"server_resident_megabytes"`
+	AddedMegabytes       float64 `json:"added_megabytes,omitempty"` // rows about memory have this and the line before only
 	Operations           int     `json:"operations"`
 	Failures             int     `json:"failures"`
 	FirstFailure         string  `json:"first_failure,omitempty"`
@@ -88,14 +89,26 @@ type result struct {
 	// The ratios are logmirror's figure to etcd's of the same round, so that what else the machine did in it cancels out.
 	OperationsRatio spread `json:"operations_ratio"`
 	CPURatio        spread `json:"cpu_ratio"`
+	AddedRatio      spread `json:"added_memory_ratio,omitzero"`
 }
+
+// aboutMemory tells the rows that measure memory and nothing else.
+func (r *result) aboutMemory() bool { return len(r.Etcd) > 0 && r.Etcd[0].AddedMegabytes != 0 }
 
 // finish computes the ratios; both systems have as many samples.
 func (r *result) finish() {
-	var operations, cpu []float64
+	var operations, cpu, added []float64
 	for i := range r.Etcd {
+		if r.aboutMemory() {
+			added = append(added, r.Logmirror[i].AddedMegabytes/r.Etcd[i].AddedMegabytes)
+			continue
+		}
 		operations = append(operations, r.Logmirror[i].OperationsPerSecond/r.Etcd[i].OperationsPerSecond)
 		cpu = append(cpu, r.Logmirror[i].CPUMicrosPerOp/max(r.Etcd[i].CPUMicrosPerOp, 1e-3))
+	}
+	if r.aboutMemory() {
+		r.AddedRatio = spreadOf(added)
+		return
 	}
 	r.OperationsRatio, r.CPURatio = spreadOf(operations), spreadOf(cpu)
 }
@@ -140,6 +153,9 @@ func (r *report) markdown(w io.Writer) error {
 		return err
 	}
 	for _, row := range r.Rows {
+		if row.aboutMemory() {
+			continue
+		}
 		line := func(title, name string, samples []sample, ratios string) error {
 			failed := 0
 			for _, s := range samples {
@@ -160,6 +176,24 @@ func (r *report) markdown(w io.Writer) error {
 		if err := line("", "logmirror", row.Logmirror, ratios); err != nil {
 			return err
 		}
+	}
+	return r.memoryMarkdown(w)
+}
+
+// memoryMarkdown is the table of the rows about memory, if there are any.
+func (r *report) memoryMarkdown(w io.Writer) error {
+	heading := "\n| memory of idle servers, fresh in each round | etcd MB | logmirror MB | ratio |\n|---|---|---|---|\n"
+	for _, row := range r.Rows {
+		if !row.aboutMemory() {
+			continue
+		}
+		added := func(s sample) float64 { return s.AddedMegabytes }
+		_, err := fmt.Fprintf(w, "%s| %s | %.1f | %.1f | %v |\n",
+			heading, row.Title, median(row.Etcd, added), median(row.Logmirror, added), row.AddedRatio)
+		if err != nil {
+			return err
+		}
+		heading = ""
 	}
 	return nil
 }

@@ -3,12 +3,17 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -17,20 +22,25 @@ const (
 	drainTimeout = 20 * time.Second
 )
 
-// driveWatch has writers put one key in a closed loop and counts every event at every watcher. An operation is one event
-// delivered; its latency is that from before the put to its arrival. The measurement ends when every watcher has the
-// last event, so a server cannot gain by falling behind.
-func driveWatch(ctx context.Context, s *system, clients []*clientv3.Client, watchers int, duration time.Duration) (sample, error) {
+func driveWatch(ctx context.Context, s *system, clients []*clientv3.Client, load watchLoad, duration time.Duration) (sample, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	streams := make([]*watchStream, len(clients))
-	for i, client := range clients {
-		stream, err := openWatchStream(ctx, client, watchers/len(clients))
-		if err != nil {
-			return sample{}, fmt.Errorf("open a watch stream: %w", err)
-		}
-		streams[i] = stream
+	streams, err := openWatchStreams(ctx, clients, load)
+	if err != nil {
+		return sample{}, err
 	}
+	if load.kind == lastDelivery {
+		return driveLastDelivery(ctx, s, clients, streams, duration)
+	}
+	return driveFanOut(ctx, cancel, s, clients, streams, duration)
+}
+
+// driveFanOut has writers put one key in a closed loop and counts every event at every watcher. An operation is one event
+// delivered; its latency is that from before the put to its arrival. The measurement ends when every watcher has the
+// last event, so a server cannot gain by falling behind.
+func driveFanOut(
+	ctx context.Context, cancel func(), s *system, clients []*clientv3.Client, streams []*watchStream, duration time.Duration,
+) (sample, error) {
 	m, err := startMeter(s)
 	if err != nil {
 		return sample{}, err
@@ -40,7 +50,7 @@ func driveWatch(ctx context.Context, s *system, clients []*clientv3.Client, watc
 	failures := make([]failure, len(streams)+watchWriters)
 	var readers, writers sync.WaitGroup
 	for i, stream := range streams {
-		readers.Go(func() { latencies[i], failures[i] = stream.receive(began) })
+		readers.Go(func() { latencies[i], failures[i] = stream.receiveAll(began) })
 	}
 	acknowledged := make([]int, watchWriters)
 	for i := range watchWriters {
@@ -72,6 +82,51 @@ func driveWatch(ctx context.Context, s *system, clients []*clientv3.Client, watc
 	return m.stop(latencies, failures)
 }
 
+// driveLastDelivery puts the key again whenever all watchers have had the put before.
+func driveLastDelivery(
+	ctx context.Context, s *system, clients []*clientv3.Client, streams []*watchStream, duration time.Duration,
+) (sample, error) {
+	m, err := startMeter(s)
+	if err != nil {
+		return sample{}, err
+	}
+	began := time.Now()
+	delivered := make(chan error, len(streams)) // what each stream says of each put
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	for _, stream := range streams {
+		readers.Go(func() {
+			for last := false; !last; {
+				var err error
+				last, err = stream.receiveOnce()
+				delivered <- err
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	var latencies []time.Duration
+	for last := false; !last; {
+		last = time.Since(began) >= duration
+		start := time.Now()
+		_, failed := clients[len(latencies)%len(clients)].Put(ctx, watchedKey, stamped(began, last))
+		for range streams {
+			select {
+			case err := <-delivered:
+				failed = errors.Join(failed, err)
+			case <-ctx.Done():
+				return sample{}, ctx.Err()
+			}
+		}
+		if failed != nil {
+			return sample{}, failed
+		}
+		latencies = append(latencies, time.Since(start))
+	}
+	return m.stop([][]time.Duration{latencies}, nil)
+}
+
 // stamped is a value that carries when it was written, in nanoseconds since began, and whether it is the last.
 func stamped(began time.Time, last bool) string {
 	b := make([]byte, valueBytes)
@@ -82,25 +137,51 @@ func stamped(began time.Time, last bool) string {
 	return string(b)
 }
 
+// watchStream is a stream whose answers stay encoded: decoding them into messages would take more of the processor than
+// sending them, and the load shares it with the servers.
 type watchStream struct {
-	stream   pb.Watch_WatchClient
+	stream   grpc.ClientStream
 	watchers int
 }
 
-// openWatchStream returns when all its watches are in force. The stream ends with ctx.
+// openWatchStreams returns when all watches are in force. They end with ctx.
+func openWatchStreams(ctx context.Context, clients []*clientv3.Client, load watchLoad) ([]*watchStream, error) {
+	const opening = 16 // at once
+	streams := make([]*watchStream, load.streams)
+	failed := make([]error, opening)
+	var running sync.WaitGroup
+	for worker := range opening {
+		running.Go(func() {
+			for i := worker; i < len(streams) && failed[worker] == nil; i += opening {
+				streams[i], failed[worker] = openWatchStream(ctx, clients[i%len(clients)], load.watchers/load.streams)
+			}
+		})
+	}
+	running.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return nil, fmt.Errorf("open a watch stream: %w", err)
+	}
+	return streams, nil
+}
+
 func openWatchStream(ctx context.Context, client *clientv3.Client, watchers int) (*watchStream, error) {
-	stream, err := pb.NewWatchClient(client.ActiveConnection()).Watch(ctx)
+	description := &grpc.StreamDesc{StreamName: "Watch", ServerStreams: true, ClientStreams: true}
+	stream, err := client.ActiveConnection().NewStream(ctx, description, "/etcdserverpb.Watch/Watch", grpc.ForceCodecV2(rawCodec{}))
 	if err != nil {
 		return nil, err
 	}
 	for range watchers {
 		create := &pb.WatchCreateRequest{Key: []byte(watchedKey)}
-		err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
-		if err != nil {
+		request := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
+		if err := stream.SendMsg(request); err != nil {
 			return nil, err
 		}
-		response, err := stream.Recv()
-		if err != nil {
+		var encoded []byte
+		if err := stream.RecvMsg(&encoded); err != nil {
+			return nil, err
+		}
+		response := new(pb.WatchResponse)
+		if err := proto.Unmarshal(encoded, response); err != nil {
 			return nil, err
 		}
 		if !response.Created || response.Canceled {
@@ -110,22 +191,96 @@ func openWatchStream(ctx context.Context, client *clientv3.Client, watchers int)
 	return &watchStream{stream: stream, watchers: watchers}, nil
 }
 
-// receive returns the latency of every event, until each watch has had the last one.
-func (w *watchStream) receive(began time.Time) ([]time.Duration, failure) {
-	var latencies []time.Duration
+// receive returns the times in the values of the next message's events, and how many are marked as the last.
+func (w *watchStream) receive(stamps []time.Duration) (_ []time.Duration, last int, err error) {
+	var encoded []byte
+	if err := w.stream.RecvMsg(&encoded); err != nil {
+		return nil, 0, err
+	}
+	err = eachField(encoded, 11, func(event []byte) error { // WatchResponse.events
+		return eachField(event, 2, func(kv []byte) error { // Event.kv
+			return eachField(kv, 5, func(value []byte) error { // KeyValue.value
+				if len(value) != valueBytes {
+					return fmt.Errorf("an event of %d bytes", len(value))
+				}
+				stamps = append(stamps, time.Duration(binary.BigEndian.Uint64(value)))
+				last += int(value[8])
+				return nil
+			})
+		})
+	})
+	return stamps, last, err
+}
+
+// eachField visits the values of one field of an encoded message.
+func eachField(message []byte, number protowire.Number, visit func([]byte) error) error {
+	for len(message) > 0 {
+		n, kind, length := protowire.ConsumeTag(message)
+		if length < 0 {
+			return protowire.ParseError(length)
+		}
+		message = message[length:]
+		if n == number && kind == protowire.BytesType {
+			value, length := protowire.ConsumeBytes(message)
+			if length < 0 {
+				return protowire.ParseError(length)
+			}
+			if err := visit(value); err != nil {
+				return err
+			}
+			message = message[length:]
+			continue
+		}
+		if length = protowire.ConsumeFieldValue(n, kind, message); length < 0 {
+			return protowire.ParseError(length)
+		}
+		message = message[length:]
+	}
+	return nil
+}
+
+// receiveAll returns the latency of every event, until each watch has had the last one.
+func (w *watchStream) receiveAll(began time.Time) (latencies []time.Duration, failed failure) {
 	for finished := 0; finished < w.watchers; {
-		response, err := w.stream.Recv()
+		first := len(latencies)
+		received, last, err := w.receive(latencies)
 		if err != nil {
 			return latencies, failure{count: 1, first: err}
 		}
+		latencies = received
 		now := time.Since(began)
-		for _, event := range response.Events {
-			if len(event.Kv.Value) != valueBytes {
-				return latencies, failure{count: 1, first: fmt.Errorf("an event of %d bytes", len(event.Kv.Value))}
-			}
-			latencies = append(latencies, now-time.Duration(binary.BigEndian.Uint64(event.Kv.Value)))
-			finished += int(event.Kv.Value[8])
+		for i := first; i < len(latencies); i++ {
+			latencies[i] = now - latencies[i]
 		}
+		finished += last
 	}
 	return latencies, failure{}
+}
+
+// receiveOnce returns when each watch has had one more event.
+func (w *watchStream) receiveOnce() (last bool, err error) {
+	for missing := w.watchers; missing > 0; {
+		stamps, ended, err := w.receive(nil)
+		if err != nil {
+			return false, err
+		}
+		missing -= len(stamps)
+		last = last || ended > 0
+	}
+	return last, nil
+}
+
+// rawCodec encodes messages and leaves answers as they are.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	encoded, err := proto.Marshal(v.(proto.Message))
+	return mem.BufferSlice{mem.SliceBuffer(encoded)}, err
+}
+
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*[]byte) = data.Materialize()
+	return nil
 }
