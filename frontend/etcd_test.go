@@ -224,11 +224,11 @@ func TestEtcdWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	response, ok := <-client.Watch(ctx, "w", clientv3.WithRev(3))
-	if !ok || !errors.Is(response.Err(), rpctypes.ErrCompacted) || response.CompactRevision < 6 {
+	if !ok || !errors.Is(response.Err(), rpctypes.ErrCompacted) || response.CompactRevision != 6 {
 		t.Fatalf("watch of a compacted revision: %+v, %v", response, response.Err())
 	}
 	again := client.Watch(ctx, "w", clientv3.WithRev(response.CompactRevision))
-	if response := <-again; response.Err() != nil || len(response.Events) == 0 {
+	if response := <-again; response.Err() != nil || len(response.Events) == 0 || response.Events[0].Kv.ModRevision != 6 {
 		t.Errorf("watch from the compact revision: %+v, %v", response, response.Err())
 	}
 }

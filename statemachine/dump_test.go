@@ -42,7 +42,7 @@ func dump(m *Machine) string {
 		fmt.Fprintf(&b, "key %s\n", formatVersion(v))
 		return true
 	})
-	_ = sn.History(sn.CompactRevision()+1, sn.Revision(), func(v keyspace.Version) bool {
+	_ = sn.History(sn.CompactRevision(), sn.Revision(), func(v keyspace.Version) bool {
 		fmt.Fprintf(&b, "version %s sub %d tombstone %v\n", formatVersion(v), v.Sub, v.Tombstone)
 		return true
 	})

@@ -81,11 +81,13 @@ func (x *exporter) restore(from *Machine) *Machine {
 	defer sn.Release()
 	if compacted := r.CompactRevision(); compacted > 0 {
 		must(sn.Range(nil, nil, compacted, func(v keyspace.Version) bool {
-			must(r.Version(v.Encoded, v.Sub))
+			if v.ModRevision < compacted {
+				must(r.Version(v.Encoded, v.Sub))
+			}
 			return true
 		}))
 	}
-	must(sn.History(r.CompactRevision()+1, 0, func(v keyspace.Version) bool {
+	must(sn.History(r.CompactRevision(), 0, func(v keyspace.Version) bool {
 		must(r.Version(v.Encoded, v.Sub))
 		return true
 	}))

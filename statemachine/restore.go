@@ -80,7 +80,8 @@ func (r *Restorer) sessions() error {
 // Index is that of the entry that the machine will be the state after.
 func (r *Restorer) Index() uint64 { return r.state.Index }
 
-// CompactRevision is at and below which only the keys that existed then have a version.
+// CompactRevision is where history begins: below it only the keys that existed then have a version, and only where
+// nothing changed them at it.
 func (r *Restorer) CompactRevision() int64 { return r.state.Compacted }
 
 // Lease restores one lease. The error matches ErrInconsistent or lease.ErrInconsistent.

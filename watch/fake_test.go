@@ -115,7 +115,7 @@ func (v *fakeView) Get(key []byte, revision int64) (keyspace.Version, bool, erro
 }
 
 func (v *fakeView) History(from, to int64, visit func(keyspace.Version) bool) error {
-	if from <= v.compacted {
+	if from < v.compacted {
 		return fmt.Errorf("from %d: %w", from, keyspace.ErrCompacted)
 	}
 	at := sort.Search(len(v.versions), func(i int) bool { return v.versions[i].ModRevision >= from })

@@ -21,8 +21,8 @@ type view interface {
 	Release()
 }
 
-// lowestRevision is the lowest one that can be watched: history begins above the compact revision.
-func lowestRevision(v view) int64 { return v.CompactRevision() + 1 }
+// lowestRevision is the lowest one that can be watched: as in etcd, history begins with the compact revision.
+func lowestRevision(v view) int64 { return v.CompactRevision() }
 
 // spaceHistory reads a key space's history.
 type spaceHistory struct{ space *keyspace.Space }

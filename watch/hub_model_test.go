@@ -206,6 +206,7 @@ func (m *model) expected(w *modelWatch, through int64) (want [][2]string) {
 			}
 		}
 		full := m.marshal(e)
+		// The version before is read at the revision before.
 		if v.ModRevision > m.space.compacted {
 			plain = full
 		}

@@ -46,7 +46,7 @@ type Response struct {
 	Fragment bool
 	Reason   string
 	Err      error
-	// CompactRevision is set where Err is ErrCompacted: the lowest revision that can be watched.
+	// CompactRevision is set where Err is ErrCompacted: the compact revision, which is the lowest that can be watched.
 	CompactRevision int64
 	// Events are encoded kv.v1.Event messages in order. They are shared with other streams: not to be modified,
 	// valid as long as they are referenced.

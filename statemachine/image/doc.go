@@ -23,6 +23,7 @@
 //	           "head"             → JSON: format, identity, index, term, how far compaction has come, counts and sums
 //
 // Versions stand in the order of revisions, so that writing appends. Compaction walks the rows it has not seen up to the
-// compact revision, in slices: each takes its predecessor away, a tombstone itself too. That is the key space's own rule,
-// and the cursor is part of the same transaction.
+// compact revision, in slices: each takes its predecessor away, a tombstone itself too. The rows of the compact revision
+// itself are history still, and their turn comes with the next compaction. That is the key space's own rule, and the
+// cursor is part of the same transaction.
 package image

@@ -128,7 +128,7 @@ func dump(t testing.TB, m *statemachine.Machine) string {
 		return true
 	}
 	_ = sn.Range(nil, nil, sn.CompactRevision(), visit)
-	_ = sn.History(sn.CompactRevision()+1, 0, visit)
+	_ = sn.History(sn.CompactRevision(), 0, visit)
 	return b.String()
 }
 

@@ -111,6 +111,9 @@ func loadVersions(tx *bbolt.Tx, h *head, r *statemachine.Restorer) error {
 	for _, at := range dead.rows {
 		gone[at] = struct{}{}
 	}
+	if err := supersededAt(tx, h.CompactRevision, gone); err != nil {
+		return err
+	}
 	var have tally
 	err = tx.Bucket(bucketVersions).ForEach(func(key, value []byte) error {
 		at, row, err := openVersion(key, value)
@@ -145,13 +148,12 @@ func openVersion(key, value []byte) (revision, versionRow, error) {
 // removal is a slice of what compaction takes away.
 type removal struct {
 	rows []revision
-	// reached is the last row that was looked at; all of them are if done.
+	// reached is the last row that was looked at, or the end of those there are.
 	reached revision
-	done    bool
 }
 
-// superseded looks at up to budget rows between what the removal has seen and the compact revision. Each says that its
-// predecessor can go; a tombstone can go itself.
+// superseded looks at up to budget rows between what the removal has seen and the compact revision, which itself is
+// history still. Each says that its predecessor can go; a tombstone can go itself.
 func superseded(tx *bbolt.Tx, h *head, budget int) (removal, error) {
 	out := removal{reached: h.Compacted}
 	cursor := tx.Bucket(bucketVersions).Cursor()
@@ -165,7 +167,7 @@ func superseded(tx *bbolt.Tx, h *head, budget int) (removal, error) {
 		if err != nil {
 			return out, err
 		}
-		if at.Main > h.CompactRevision {
+		if at.Main >= h.CompactRevision {
 			break
 		}
 		if budget--; budget < 0 {
@@ -179,6 +181,25 @@ func superseded(tx *bbolt.Tx, h *head, budget int) (removal, error) {
 		}
 		out.reached = at
 	}
-	out.reached, out.done = endOf(h.CompactRevision), true
+	out.reached = endOf(h.CompactRevision - 1)
 	return out, nil
+}
+
+// supersededAt adds what the rows of the compact revision superseded. The file keeps it until the next compaction; a
+// state that is restored has no use for it.
+func supersededAt(tx *bbolt.Tx, compacted int64, gone map[revision]struct{}) error {
+	cursor := tx.Bucket(bucketVersions).Cursor()
+	for key, value := cursor.Seek(revision{Main: compacted}.appendTo(nil)); key != nil; key, value = cursor.Next() {
+		at, row, err := openVersion(key, value)
+		if err != nil {
+			return err
+		}
+		if at.Main > compacted {
+			break
+		}
+		if row.hasPredecessor && row.predecessor.Main < compacted {
+			gone[row.predecessor] = struct{}{}
+		}
+	}
+	return nil
 }

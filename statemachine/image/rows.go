@@ -114,6 +114,10 @@ const revisionBytes = 16
 // endOf is above every version of a main revision.
 func endOf(main int64) revision { return revision{main, math.MaxInt64} }
 
+func (r revision) atLeast(other revision) bool {
+	return r.Main > other.Main || r.Main == other.Main && r.Sub >= other.Sub
+}
+
 func (r revision) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Main))
 	return binary.BigEndian.AppendUint64(b, uint64(r.Sub))

@@ -40,7 +40,7 @@ func (im *Image) write() {
 }
 
 func (h *head) compactionDone() bool {
-	return h.Compacted == endOf(h.CompactRevision) || h.CompactRevision == 0
+	return h.CompactRevision == 0 || h.Compacted.atLeast(endOf(h.CompactRevision-1))
 }
 
 // commit makes one transaction of c, which is nil for one of compaction alone.

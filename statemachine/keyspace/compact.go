@@ -16,6 +16,9 @@ type compaction struct {
 	target int64  // removal may go on up to here: no reader sees less
 	done   int64  // removal has come up to here
 	cursor uint64 // number of the next change to look at
+	// atTarget counts the changes at the target itself that were looked at. They are still history; the next removal
+	// looks at them again.
+	atTarget uint64
 }
 
 // evacuation is the slab being emptied.
@@ -24,7 +27,7 @@ type evacuation struct {
 	offset int
 }
 
-// Compact makes revision the lowest that can be read: for the writer at once; for new snapshots too if the
+// Compact makes revision the lowest that can be read, and where history begins: for the writer at once; for new snapshots too if the
 // revision is published, else with the next Publish. A revision at or below the present compact revision does
 // nothing. It panics on a revision above all written and published ones. The memory is freed by CompactSome.
 func (s *Space) Compact(revision int64) {
@@ -71,7 +74,7 @@ func (s *Space) CompactSome(budget int) (more bool) {
 		return false
 	}
 	defer func() {
-		s.history.trim(s.compaction.cursor)
+		s.history.trim(s.compaction.cursor - s.compaction.atTarget)
 		s.storeFigures()
 	}()
 	for budget > 0 {
@@ -103,6 +106,7 @@ func (c *compaction) proceed(e *epochs) {
 		return
 	}
 	c.target, c.waiting = c.waiting, 0
+	c.cursor, c.atTarget = c.cursor-c.atTarget, 0
 	if c.published > c.target {
 		c.waiting, c.waitingEpoch = c.published, e.current.Load()
 	}
@@ -133,8 +137,10 @@ func (s *Space) retire(kind retireKind, number uint32) {
 }
 
 // removeVersions walks the history up to the target. Each change takes away the version that it superseded, and
-// a tombstone that nothing superseded takes away its key. So the work is in proportion to what changed, not to
-// the number of keys.
+// a tombstone below the target that nothing superseded takes away its key. So the work is in proportion to what
+// changed, not to the number of keys.
+//
+// The changes at the target are where history begins, so they all stay until the next compaction.
 //
 // A tombstone that was superseded stays until its successor is reached. If that lies above the target, it stays for
 // longer, and does no harm: it says what its absence would.
@@ -149,13 +155,18 @@ func (s *Space) removeVersions(budget int) int {
 			c.done = c.target
 			break
 		}
-		number := v.at(c.cursor).slot
+		changed := v.at(c.cursor)
+		number := changed.slot
 		c.cursor++
 		sl := s.slots.at(number)
 		// No reader is, or comes, behind this slot: all read at the target or above, and stop here or before.
-		if prev := sl.prev.Load(); prev != 0 {
+		if prev := sl.prev.Load(); prev != 0 && s.slots.at(prev).main.Load() < c.target {
 			sl.prev.Store(0)
 			s.free(prev)
+		}
+		if changed.main == c.target {
+			c.atTarget++
+			continue
 		}
 		if id := sl.key.Load(); recordRef(sl.ref.Load()).tombstone() && s.heads.at(id).Load() == number {
 			s.removeKey(id, number)

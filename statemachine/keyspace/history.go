@@ -16,7 +16,7 @@ type change struct {
 	slot       uint32
 }
 
-// history lists every version above the compact revision, and for a while some that are no longer. Changes are
+// history lists every version at or above the compact revision, and for a while some that are no longer. Changes are
 // numbered from zero and never renumbered. The writer appends and trims; readers look only at changes below the
 // count that was published to them, which nobody writes any more.
 type history struct {

@@ -161,7 +161,7 @@ func (c *checker) history() error {
 		return fmt.Errorf("history of %d changes for %d versions above the compact revision", got, c.aboveCompact)
 	}
 	var lastMain, lastSub, lastFreed int64 = 0, -1, 0
-	for n := c.s.compaction.cursor; n < c.s.history.count; n++ {
+	for n := c.s.compaction.cursor - c.s.compaction.atTarget; n < c.s.history.count; n++ {
 		change := v.at(n)
 		sl := c.s.slots.at(change.slot)
 		if !c.seen[change.slot] || sl.main.Load() != change.main {

@@ -255,7 +255,7 @@ func (x *machine) readHistory(t *rapid.T, h heldSnapshot) {
 	to := rapid.Int64Range(0, h.revision+2).Draw(t, "to")
 	var got []Version
 	err := h.sn.History(from, to, func(v Version) bool { got = append(got, v); return true })
-	if from <= h.compacted {
+	if from < h.compacted {
 		if !errors.Is(err, ErrCompacted) {
 			t.Fatalf("compacted history: %v", err)
 		}
@@ -290,11 +290,11 @@ func (x *machine) restore(t *rapid.T) {
 		return true
 	}
 	if x.compacted > 0 {
-		if err := view.Range(nil, nil, x.compacted, store); err != nil {
+		if err := view.Range(nil, nil, x.compacted, func(v Version) bool { return v.ModRevision == x.compacted || store(v) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := view.History(x.compacted+1, 0, store); err != nil {
+	if err := view.History(x.compacted, 0, store); err != nil {
 		t.Fatal(err)
 	}
 	for len(x.held) > 0 {

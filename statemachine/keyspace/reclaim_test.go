@@ -128,6 +128,8 @@ func TestRemovedKeyWaitsForReaders(t *testing.T) {
 	main := fill(s, 10)
 	main++
 	s.Delete(name(5), main, 0)
+	main++
+	s.Put(name(1), nil, 0, main, 0)
 	s.Publish(uint64(main), main)
 	s.Compact(main)
 	s.epochs.advance()

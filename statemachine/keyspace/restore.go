@@ -9,8 +9,9 @@ import (
 var ErrInconsistent = errors.New("keyspace: version does not fit the ones before it")
 
 // Restore stores a version that another Space had, given as its Encoded and Sub, both copied. First come the
-// keys that exist at Options.CompactRevision, in any order (Range at that revision visits them), then all
-// versions above it in the order of (main, sub), as History visits them; then Publish. The result reads as the
+// keys that exist at Options.CompactRevision and were changed last below it, in any order (Range at that revision
+// visits them among others), then all versions at or above it in the order of (main, sub), as History visits them;
+// then Publish. The result reads as the
 // original did, with the same LogicalBytes. Nothing is stored if an error is returned: ErrMalformed or
 // ErrInconsistent. Writer only, before any Put, Delete or Compact.
 func (s *Space) Restore(encoded []byte, sub int64) error {
@@ -35,7 +36,9 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	inconsistent := func(why string) error {
 		return fmt.Errorf("%w: %q at (%d, %d): %s", ErrInconsistent, v.Key, v.ModRevision, sub, why)
 	}
-	base := v.ModRevision <= s.compactRevision
+	base := v.ModRevision < s.compactRevision
+	// What the first versions of the history superseded is compacted.
+	first := v.ModRevision == s.compactRevision
 	switch {
 	case base && v.Tombstone:
 		return inconsistent("a compacted tombstone")
@@ -43,8 +46,11 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 		return inconsistent("a compacted version after another of its key or after the history began")
 	case base:
 	case s.written && (v.ModRevision < s.newest.main || v.ModRevision == s.newest.main && sub <= s.newestSub),
-		v.ModRevision <= s.state.Load().revision:
+		!first && v.ModRevision <= s.state.Load().revision:
 		return inconsistent("out of order")
+	case first && p.found && s.slots.at(head).main.Load() < s.compactRevision:
+		return inconsistent("a version that it superseded is compacted")
+	case first && !p.found:
 	case v.Tombstone && !existed:
 		return inconsistent("a tombstone of a key that does not exist")
 	case v.Tombstone:
@@ -62,9 +68,14 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	switch {
 	case v.Tombstone:
 		freed += logicalBytes(len(record.encoded()))
-		s.keys--
+		if existed {
+			s.keys--
+		}
 	case !existed:
 		s.keys++
+	}
+	if first {
+		s.compactFreedBytes += freed
 	}
 	if !base {
 		s.record(slot, v.ModRevision, sub, freed)

@@ -8,7 +8,7 @@ import (
 )
 
 var (
-	// ErrCompacted is returned for a revision below the snapshot's compact revision, for History also at it.
+	// ErrCompacted is returned for a revision below the snapshot's compact revision.
 	ErrCompacted = errors.New("keyspace: revision has been compacted")
 	// ErrFuture is returned for a revision above the snapshot's.
 	ErrFuture = errors.New("keyspace: revision is not reached yet")
@@ -60,7 +60,7 @@ func (sn *Snapshot) Index() uint64 { return sn.state.index }
 // Revision of the snapshot: the highest that can be read.
 func (sn *Snapshot) Revision() int64 { return sn.state.revision }
 
-// CompactRevision is the lowest revision that can be read.
+// CompactRevision is the lowest revision that can be read, and where history begins.
 func (sn *Snapshot) CompactRevision() int64 { return sn.state.compactRevision }
 
 // Get returns the version of key at revision, zero or less meaning the snapshot's own; false if the key did not
@@ -182,13 +182,13 @@ func (w *walker) find(ids []uint32) (n int) {
 }
 
 // History visits every version written from main revision fromMain to toMain, both included, tombstones among
-// them, in the order of (main, sub). A fromMain at or below the compact revision gives ErrCompacted; a toMain
+// them, in the order of (main, sub). A fromMain below the compact revision gives ErrCompacted, as in etcd; a toMain
 // above the snapshot's revision, or of zero or less, means the snapshot's revision. fromMain may lie above it:
 // there is nothing to visit then.
 func (sn *Snapshot) History(fromMain, toMain int64, visit func(Version) bool) error {
 	s := sn.alive()
-	if compacted := sn.state.compactRevision; compacted > 0 && fromMain <= compacted {
-		return fmt.Errorf("%w: history from %d, compacted at %d", ErrCompacted, fromMain, sn.state.compactRevision)
+	if compacted := sn.state.compactRevision; compacted > 0 && fromMain < compacted {
+		return fmt.Errorf("%w: history from %d, compacted at %d", ErrCompacted, fromMain, compacted)
 	}
 	if toMain <= 0 || toMain > sn.state.revision {
 		toMain = sn.state.revision

@@ -70,8 +70,13 @@ func TestRevisionsAreEtcds(t *testing.T) {
 	if _, _, err := after.Get([]byte("a"), 3); !errors.Is(err, ErrCompacted) {
 		t.Errorf("compacted: %v", err)
 	}
-	if err := after.History(4, 0, nil); !errors.Is(err, ErrCompacted) {
+	if err := after.History(3, 0, nil); !errors.Is(err, ErrCompacted) {
 		t.Errorf("compacted history: %v", err)
+	}
+	// The compact revision itself is history, the deletion at it too.
+	want := []string{"a deleted 4/0", "a= 5..5/0 v1 l0"}
+	if got := collect(t, func(visit func(Version) bool) error { return after.History(4, 0, visit) }); !slices.Equal(got, want) {
+		t.Errorf("history from the compact revision: %q, want %q", got, want)
 	}
 	after.Release()
 }

@@ -70,8 +70,16 @@ func restoreOne(t *testing.T, v Version, encoded []byte) {
 		}
 		return
 	}
-	if got, found := s.Latest(v.Key); !found || !bytes.Equal(got.Encoded, encoded) {
-		t.Fatalf("restored %x as %x", encoded, got.Encoded)
+	if _, found := s.Latest(v.Key); found == v.Tombstone {
+		t.Fatalf("restored %x, found %v", encoded, found)
+	}
+	s.Publish(1, v.ModRevision)
+	sn := s.Acquire()
+	defer sn.Release()
+	var got [][]byte
+	err := sn.History(v.ModRevision, 0, func(v Version) bool { got = append(got, v.Encoded); return true })
+	if err != nil || len(got) != 1 || !bytes.Equal(got[0], encoded) {
+		t.Fatalf("restored %x as %x (%v)", encoded, got, err)
 	}
 }
 

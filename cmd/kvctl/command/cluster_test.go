@@ -131,11 +131,11 @@ func TestWatchOfCompactedHistory(t *testing.T) {
 	if _, err := connection.Compact(t.Context(), &kvv1.CompactRequest{Revision: 3}); err != nil {
 		t.Fatal(err)
 	}
-	c.want("before revision 4 is compacted", exitUsage, "", "watch", "a", "--rev", "1")
+	c.want("before revision 3 is compacted", exitUsage, "", "watch", "a", "--rev", "1")
 	var answers int
 	var last error
 	for answer, err := range connection.Watch(t.Context(), &kvv1.WatchRequest_Create{Key: []byte("a"), StartRevision: 1}) {
-		if last = err; err == nil && answer.GetCompactRevision() == 4 {
+		if last = err; err == nil && answer.GetCompactRevision() == 3 {
 			answers++
 		}
 	}

@@ -2162,7 +2162,8 @@ type WatchResponse struct {
 	Created      bool   `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
 	Canceled     bool   `protobuf:"varint,4,opt,name=canceled,proto3" json:"canceled,omitempty"`
 	CancelReason string `protobuf:"bytes,5,opt,name=cancel_reason,json=cancelReason,proto3" json:"cancel_reason,omitempty"`
-	// Where the watch was canceled because its revision is compacted: the lowest revision that can be watched.
+	// Where the watch was canceled because its revision is compacted: the compact revision, which is the lowest revision
+	// that can be watched.
 	CompactRevision int64 `protobuf:"varint,6,opt,name=compact_revision,json=compactRevision,proto3" json:"compact_revision,omitempty"`
 	Fragment        bool  `protobuf:"varint,7,opt,name=fragment,proto3" json:"fragment,omitempty"`
 	// No event at or below header.revision will come any more on this watch.
