@@ -138,10 +138,14 @@ type Member struct {
 	acks        ackCount
 	rounds      rounds
 	elections   elections
-	proposals   []queuedProposal
-	inFlight    *inFlight
-	noSpace     bool
-	resigning   bool
+	// proposals wait for raft; proposalBytes is about their size.
+	proposals     []queuedProposal
+	proposalBytes int
+	inFlight      *inFlight
+	noSpace       bool
+	resigning     bool
+	// heartbeatAnswers are the members that answered a heartbeat in this step.
+	heartbeatAnswers []uint64
 
 	effects *Effects
 }
@@ -172,7 +176,7 @@ func NewMember(config MemberConfig) (*Member, error) {
 		inFlight: newInFlight(config.MaxStreamBytes, config.MaxForwardBytes, 10*config.ElectionTicks),
 		effects:  &Effects{}}
 	m.elections.heard = map[uint64]int{}
-	m.groups.commit = hard.Commit
+	m.groups.commit, m.groups.term, m.groups.vote = hard.Commit, hard.Term, hard.Vote
 	if err := m.loadConfChanges(); err != nil {
 		return nil, err
 	}
@@ -307,9 +311,10 @@ func (m *Member) settle() {
 		again = m.applyCommitted()
 		again = m.observe() || again
 		m.publish()
-		again = m.finishRounds() || again || len(m.proposals) > 0 || m.raft.HasReady()
+		again = m.finishRounds() || again || len(m.proposals) > 0 && !m.holdsProposals() || m.raft.HasReady()
 	}
 	m.resigning = false
+	m.heartbeatAnswers = m.heartbeatAnswers[:0]
 	m.startGroup()
 }
 

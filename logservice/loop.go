@@ -13,7 +13,7 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
-// maxBatch bounds the events of one step.
+// maxBatch is from how many events on a step takes no more.
 const maxBatch = 256
 
 // loop is the one goroutine that steps the member.
@@ -33,8 +33,8 @@ func (s *Server) loop() {
 			events = append(events, Tick{})
 		case err := <-s.written:
 			events = append(events, StorageDone{err})
-		case e := <-s.events:
-			events = append(events, e)
+		case more := <-s.events:
+			events = append(events, more...)
 		}
 		events = s.gather(events)
 		for len(events) > 0 {
@@ -49,8 +49,8 @@ func (s *Server) loop() {
 func (s *Server) gather(events []Event) []Event {
 	for len(events) < maxBatch {
 		select {
-		case e := <-s.events:
-			events = append(events, e)
+		case more := <-s.events:
+			events = append(events, more...)
 		default:
 			return events
 		}
@@ -308,11 +308,11 @@ func (s *Server) checkLog(h *logv1.Handshake) error {
 
 // Receive implements peer.Handler.
 func (h peerHandler) Receive(ctx context.Context, from uint64, frames []*logv1.PeerFrame) {
-	for _, f := range frames {
-		if h.post(ctx, Received{From: from, Frame: f}) != nil {
-			return
-		}
+	events := make([]Event, len(frames))
+	for i, f := range frames {
+		events[i] = Received{From: from, Frame: f}
 	}
+	_ = h.post(ctx, events...) // an error means the end of both
 }
 
 // Unsent implements peer.Handler.

@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
@@ -18,7 +19,7 @@ func (m *Member) send(to uint64, frame *logv1.PeerFrame) {
 
 // sendRaft encodes and sends a message of raft. An append response of our own also becomes an ack.
 func (m *Member) sendRaft(message *raftpb.Message) {
-	if message.GetType() == raftpb.MsgHeartbeat && m.resigning {
+	if message.GetType() == raftpb.MsgHeartbeat && m.resigning || m.tellsOnlyCommit(message) {
 		return
 	}
 	data, err := proto.Marshal(message)
@@ -26,6 +27,22 @@ func (m *Member) sendRaft(message *raftpb.Message) {
 		panic(fmt.Sprintf("logservice: encode a raft message: %v", err))
 	}
 	m.send(message.GetTo(), &logv1.PeerFrame{Frame: &logv1.PeerFrame_RaftMessage{RaftMessage: data}})
+}
+
+// tellsOnlyCommit finds the append messages that raft sends for nothing but a new commit index. With PublicationQuorum
+// nobody waits for it: the next entries or the next heartbeat carry it, and the message, its answer, the answer's sync and
+// its acks are saved. Raft bears the loss of any message; what it would miss is kept: a message that probes (another
+// state than replicating, or the answer to a heartbeat), and one that may commit a configuration change.
+func (m *Member) tellsOnlyCommit(message *raftpb.Message) bool {
+	if message.GetType() != raftpb.MsgApp || len(message.GetEntries()) > 0 || m.config.Publication != PublicationQuorum ||
+		len(m.confChanges) > 0 || slices.Contains(m.heartbeatAnswers, message.GetTo()) {
+		return false
+	}
+	replicating := false
+	m.raft.WithProgress(func(id uint64, _ raft.ProgressType, progress tracker.Progress) {
+		replicating = replicating || id == message.GetTo() && progress.State == tracker.StateReplicate
+	})
+	return replicating
 }
 
 // receive takes a frame of another member.
@@ -72,6 +89,8 @@ func (m *Member) receiveRaft(from uint64, message *raftpb.Message) {
 	switch kind {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap:
 		m.heardLeader()
+	case raftpb.MsgHeartbeatResp:
+		m.heartbeatAnswers = append(m.heartbeatAnswers, from)
 	case raftpb.MsgAppResp:
 		if !message.GetReject() {
 			m.acks.add(from, message.GetTerm(), message.GetIndex())
@@ -128,8 +147,7 @@ func (m *Member) readyMessages(messages []*raftpb.Message) {
 		case raft.LocalAppendThread:
 			m.log.append(message.GetEntries())
 			m.noteConfChanges(message.GetEntries())
-			m.groups.queue = append(m.groups.queue, message)
-			m.groups.queued++
+			m.enqueue(message)
 		case raft.LocalApplyThread:
 			m.applies = append(m.applies, pendingApply{message: message, after: m.groups.queued})
 		default:

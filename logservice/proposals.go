@@ -17,11 +17,15 @@ type proposalOrigin struct {
 	stream uint64
 }
 
-// queuedProposal waits, within one step, to be stamped and handed to raft with those beside it.
+// queuedProposal waits to be stamped and handed to raft with those beside it, since a tick.
 type queuedProposal struct {
 	proposal *logv1.Proposal
 	origin   proposalOrigin
+	tick     int
 }
+
+// envelopeOverheadBytes is about what an envelope adds to its payload.
+const envelopeOverheadBytes = 32
 
 const (
 	retryNoLeaderMilliseconds   = 100
@@ -46,7 +50,7 @@ func (m *Member) propose(stream uint64, p *logv1.Proposal) {
 		return
 	}
 	if leader == m.config.ID {
-		m.proposals = append(m.proposals, queuedProposal{p, origin})
+		m.queueProposal(p, origin)
 		return
 	}
 	m.send(leader, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Proposal{
@@ -65,7 +69,7 @@ func (m *Member) receiveProposal(from uint64, f *logv1.ForwardedProposal) {
 	case m.raft.BasicStatus().RaftState != raft.StateLeader:
 		m.reject(origin, p, logv1.AppendRejection_REASON_NO_LEADER)
 	default:
-		m.proposals = append(m.proposals, queuedProposal{p, origin})
+		m.queueProposal(p, origin)
 	}
 }
 
@@ -86,12 +90,27 @@ func (m *Member) unacceptable(p *logv1.Proposal) logv1.AppendRejection_Reason {
 	return 0
 }
 
-// flushProposals stamps the proposals of this step and hands them to raft as one. It reports whether there were any.
+// holdsProposals tells whether proposals wait for company. While a leader writes one group, what comes meanwhile waits
+// for the end of that, or the next tick: it would wait for the disks anyway, here as at the followers, and the cost of a
+// message, a group and an ack is per piece. A full message gains nothing by waiting.
+func (m *Member) holdsProposals() bool {
+	return len(m.proposals) > 0 && m.groups.writing != nil && m.groups.retryAt == 0 && m.leading &&
+		m.proposals[0].tick == m.ticks && m.proposalBytes < m.config.MaxMessageBytes
+}
+
+func (m *Member) queueProposal(p *logv1.Proposal, origin proposalOrigin) {
+	m.proposals = append(m.proposals, queuedProposal{p, origin, m.ticks})
+	m.proposalBytes += len(p.GetPayload()) + envelopeOverheadBytes
+}
+
+// flushProposals stamps the proposals that wait and hands them to raft as one, unless they are to wait for more. It
+// reports whether it did.
 func (m *Member) flushProposals() bool {
-	if len(m.proposals) == 0 {
+	if len(m.proposals) == 0 || m.holdsProposals() {
 		return false
 	}
 	queued := m.proposals
+	m.proposalBytes = 0
 	m.proposals = nil
 	status := m.raft.BasicStatus()
 	reason := logv1.AppendRejection_REASON_NO_LEADER

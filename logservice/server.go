@@ -36,7 +36,7 @@ type Server struct {
 	logger    *slog.Logger
 
 	// events are for the loop, which alone steps the member; queries are run by it between two steps.
-	events  chan Event
+	events  chan []Event
 	queries chan func(*Member)
 	groups  chan *Group
 	written chan error
@@ -65,7 +65,7 @@ func Start(config Config) (s *Server, err error) {
 		return nil, err
 	}
 	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
-		events: make(chan Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
+		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
 		written: make(chan error, 1), done: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
@@ -280,10 +280,13 @@ func (s *Server) state() MemberState {
 	return *s.last.Load()
 }
 
-// post hands an event to the loop; it blocks while the loop is behind.
-func (s *Server) post(ctx context.Context, event Event) error {
+// post hands events to the loop, for one step; it blocks while the loop is behind.
+func (s *Server) post(ctx context.Context, events ...Event) error {
+	if len(events) == 0 {
+		return nil
+	}
 	select {
-	case s.events <- event:
+	case s.events <- events:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -58,10 +58,8 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 	return duplex(stream.Context(),
 		func(ctx context.Context) error {
 			for request := first; ; {
-				for _, p := range request.GetProposals() {
-					if err := srv.post(ctx, Propose{Stream: id, Proposal: p}); err != nil {
-						return err
-					}
+				if err := srv.post(ctx, proposed(id, request.GetProposals())...); err != nil {
+					return err
 				}
 				if request, err = stream.Recv(); err != nil {
 					rejections.close()
@@ -80,6 +78,14 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 				}
 			}
 		}, srv)
+}
+
+func proposed(stream uint64, proposals []*logv1.Proposal) []Event {
+	events := make([]Event, len(proposals))
+	for i, p := range proposals {
+		events[i] = Propose{Stream: stream, Proposal: p}
+	}
+	return events
 }
 
 // ReadRound implements LogService.

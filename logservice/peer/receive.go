@@ -57,10 +57,12 @@ func (s service) Send(stream logv1.PeerService_SendServer) error {
 	return s.receive(ctx, stream, from)
 }
 
-// receive hands the frames of one stream on until it ends or another stream of the same member takes its place.
+// receive hands the frames of one stream on until it ends or another stream of the same member takes its place. It
+// returns when no frame of this stream is being handled any more.
 func (s service) receive(ctx context.Context, stream logv1.PeerService_SendServer, from uint64) error {
-	requests := make(chan *logv1.SendRequest)
 	failed := make(chan error, 1)
+	// handling has room while no frames are handled; the end of the stream takes it for ever.
+	handling := make(chan struct{}, 1)
 	// Recv can't be interrupted but by returning from the handler, so it has a goroutine of its own, which the end of the
 	// handler ends.
 	go func() {
@@ -71,26 +73,29 @@ func (s service) receive(ctx context.Context, stream logv1.PeerService_SendServe
 				return
 			}
 			select {
-			case requests <- request:
+			case handling <- struct{}{}:
 			case <-ctx.Done():
 				return
 			}
-		}
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			return status.Error(codes.Aborted, "another stream of the same member took over")
-		case err := <-failed:
-			if errors.Is(err, io.EOF) {
-				return nil
+			if ctx.Err() != nil {
+				<-handling
+				return
 			}
-			return err
-		case request := <-requests:
 			if frames := s.transport.answerPings(from, request.GetFrames()); len(frames) > 0 {
 				s.transport.config.Handler.Receive(ctx, from, frames)
 			}
+			<-handling
 		}
+	}()
+	select {
+	case <-ctx.Done():
+		handling <- struct{}{} // Receive returns when ctx ends
+		return status.Error(codes.Aborted, "another stream of the same member took over")
+	case err := <-failed:
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
 	}
 }
 
