@@ -43,9 +43,9 @@ func (s *adminServer) SetRegionState(
 			"region %s cannot be fenced through its own frontend: ask a frontend of another region", r.GetRegion())
 	}
 	_, known := s.regions()[r.GetRegion()]
-	result, err := s.region.Write(ctx, &commandv1.Command{Operation: &commandv1.Command_SetRegionState{
+	result, err := write(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_SetRegionState{
 		SetRegionState: &commandv1.SetRegionState{Region: r.GetRegion(), State: state},
-	}}, writeOptions(r.GetOptions()))
+	}})
 	if err != nil {
 		return nil, failure(err)
 	}
@@ -128,7 +128,7 @@ func (s *adminServer) ChangeSettings(
 	if changes == nil {
 		return nil, invalid("changes", "must name at least one setting")
 	}
-	result, err := s.region.Write(ctx, &commandv1.Command{Operation: &commandv1.Command_ChangeSettings{
+	result, err := write(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_ChangeSettings{
 		ChangeSettings: &commandv1.ChangeSettings{
 			SessionTimeMilliseconds:             changes.SessionTimeMilliseconds,
 			QuotaBytes:                          changes.QuotaBytes,
@@ -138,7 +138,7 @@ func (s *adminServer) ChangeSettings(
 			RequestIdsMax:                       changes.RequestIdsMax,
 			RequestIdAgeMilliseconds:            changes.RequestIdAgeMilliseconds,
 		},
-	}}, writeOptions(r.GetOptions()))
+	}})
 	if err != nil {
 		return nil, failure(err)
 	}

@@ -37,22 +37,7 @@ func consistency(c *kvv1.Consistency) (serving.Consistency, error) {
 	return asked, nil
 }
 
-func header(facts serving.Facts) *kvv1.ResponseHeader {
-	age := int64(-1)
-	if facts.Age >= 0 {
-		age = facts.Age.Microseconds()
-	}
-	return &kvv1.ResponseHeader{
-		ClusterId:       facts.Identity.ClusterID,
-		Epoch:           facts.Identity.Epoch,
-		Region:          facts.Identity.Region,
-		Frontend:        facts.Identity.Name,
-		Incarnation:     facts.Identity.Incarnation,
-		LogIndex:        facts.LogIndex,
-		Revision:        facts.Revision,
-		AgeMicroseconds: age,
-	}
-}
+func header(facts serving.Facts) *kvv1.ResponseHeader { return serving.HeaderOf(facts) }
 
 func encodedHeader(facts serving.Facts) []byte {
 	encoded, _ := proto.Marshal(header(facts)) // names are checked to be UTF-8 at the start; nothing else can fail

@@ -85,9 +85,9 @@ func (s *idServer) Generate(ctx context.Context, r *kvv1.GenerateRequest) (*kvv1
 
 // sequence takes numbers by a write: the order of the log is theirs.
 func (s *idServer) sequence(ctx context.Context, r *kvv1.GenerateRequest, count int64) (*kvv1.GenerateResponse, error) {
-	result, err := s.region.Write(ctx, &commandv1.Command{Operation: &commandv1.Command_IdSequenceNext{
+	result, err := write(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_IdSequenceNext{
 		IdSequenceNext: &commandv1.IdSequenceNext{Name: r.GetName(), Count: count},
-	}}, writeOptions(r.GetOptions()))
+	}})
 	if err != nil {
 		return nil, idFailure(err)
 	}

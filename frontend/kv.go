@@ -55,25 +55,11 @@ func encodedHandler[Request any](
 	}
 }
 
-func writeOptions(o *kvv1.WriteOptions) serving.WriteOptions {
-	return serving.WriteOptions{RequestID: o.GetRequestId(), WaitForLog: o.GetWaitForLog()}
-}
-
-func (s *kvServer) write(
-	ctx context.Context, o *kvv1.WriteOptions, command *commandv1.Command,
-) (statemachine.Result, *kvv1.ResponseHeader, error) {
-	result, err := s.region.Write(ctx, command, writeOptions(o))
-	if err != nil {
-		return result, nil, failure(err)
-	}
-	return result, header(s.region.FactsAt(result.Index, result.Revision)), nil
-}
-
 func (s *kvServer) Put(ctx context.Context, r *kvv1.PutRequest) (*kvv1.PutResponse, error) {
 	if err := checkKey("key", r.GetKey()); err != nil {
 		return nil, err
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Put{
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Put{
 		Put: &commandv1.Put{Key: r.GetKey(), Value: r.GetValue(), Lease: r.GetLease(), Previous: r.GetReturnPrevious()},
 	}})
 	if err != nil {
@@ -90,7 +76,7 @@ func (s *kvServer) Delete(ctx context.Context, r *kvv1.DeleteRequest) (*kvv1.Del
 	if err := checkKey("key", r.GetKey()); err != nil {
 		return nil, err
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_DeleteRange{
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_DeleteRange{
 		DeleteRange: &commandv1.DeleteRange{Key: r.GetKey(), RangeEnd: r.GetRangeEnd(), Previous: r.GetReturnPrevious()},
 	}})
 	if err != nil {
@@ -111,7 +97,7 @@ func (s *kvServer) CompareAndSwap(
 	if err != nil {
 		return nil, err
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txn}})
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txn}})
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +122,7 @@ func (s *kvServer) Txn(ctx context.Context, r *kvv1.TxnRequest) (*kvv1.TxnRespon
 	if !writes {
 		return s.readTxn(ctx, r, txn)
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txn}})
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txn}})
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +156,7 @@ func (s *kvServer) Compact(ctx context.Context, r *kvv1.CompactRequest) (*kvv1.C
 	if r.GetRevision() <= 0 {
 		return nil, invalid("revision", "must be above zero")
 	}
-	_, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{
+	_, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{
 		Operation: &commandv1.Command_Compact{Compact: &commandv1.Compact{Revision: r.GetRevision()}},
 	})
 	if err != nil {

@@ -38,16 +38,6 @@ type leaseServer struct {
 	leases leases
 }
 
-func (s *leaseServer) write(
-	ctx context.Context, o *kvv1.WriteOptions, command *commandv1.Command,
-) (statemachine.Result, *kvv1.ResponseHeader, error) {
-	result, err := s.region.Write(ctx, command, writeOptions(o))
-	if err != nil {
-		return result, nil, failure(err)
-	}
-	return result, header(s.region.FactsAt(result.Index, result.Revision)), nil
-}
-
 func (s *leaseServer) Grant(ctx context.Context, r *kvv1.GrantRequest) (*kvv1.GrantResponse, error) {
 	if r.GetTtlSeconds() <= 0 {
 		return nil, invalid("ttl_seconds", "must be above zero")
@@ -56,7 +46,7 @@ func (s *leaseServer) Grant(ctx context.Context, r *kvv1.GrantRequest) (*kvv1.Gr
 	if id == 0 {
 		id = serving.DrawLeaseID()
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseGrant{
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseGrant{
 		LeaseGrant: &commandv1.LeaseGrant{Id: id, TtlSeconds: r.GetTtlSeconds()},
 	}})
 	if err != nil {
@@ -66,7 +56,7 @@ func (s *leaseServer) Grant(ctx context.Context, r *kvv1.GrantRequest) (*kvv1.Gr
 }
 
 func (s *leaseServer) Revoke(ctx context.Context, r *kvv1.RevokeRequest) (*kvv1.RevokeResponse, error) {
-	_, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseRevoke{
+	_, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_LeaseRevoke{
 		LeaseRevoke: &commandv1.LeaseRevoke{Id: r.GetId()},
 	}})
 	if err != nil {

@@ -308,9 +308,13 @@ func (s *Server) checkLog(h *logv1.Handshake) error {
 
 // Receive implements peer.Handler.
 func (h peerHandler) Receive(ctx context.Context, from uint64, frames []*logv1.PeerFrame) {
-	events := make([]Event, len(frames))
-	for i, f := range frames {
-		events[i] = Received{From: from, Frame: f}
+	events := make([]Event, 0, len(frames))
+	for _, f := range frames {
+		if r := f.GetAppliedReports(); r != nil {
+			h.reports.deliver(r.GetReports())
+			continue
+		}
+		events = append(events, Received{From: from, Frame: f})
 	}
 	_ = h.post(ctx, events...) // an error means the end of both
 }

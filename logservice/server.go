@@ -44,6 +44,7 @@ type Server struct {
 	clusterID atomic.Uint64
 	// regions that other members named before the loop ran, and all that wait for an answer of the loop.
 	answers answers
+	reports reports
 	last    atomic.Pointer[MemberState]
 
 	ctx    context.Context

@@ -60,10 +60,12 @@ func (a *applier) apply(entry *logclient.Entry) error {
 	}
 	a.indexes.reach(applied.Index)
 	a.revisions.reach(uint64(applied.Revision))
+	gathered := a.syncs.applied(applied, a.translator.owns(entry) && applied.Skipped == statemachine.SkipNone)
 	if applied.RegionsChanged {
 		a.lookAtRegion()
 	}
 	a.translator.events(entry, applied, func(event sessionEvent) {
+		event.sync = gathered
 		if event.kind == eventEnded {
 			a.config.Logger.Warn("the session of this frontend has ended", "session", event.session, "index", applied.Index)
 		}

@@ -36,6 +36,7 @@ type Mirror struct {
 	session   *sessions
 	rounds    *rounds
 	ticks     *ticks
+	syncs     *syncs
 
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
@@ -103,6 +104,7 @@ func Start(config Config) (*Mirror, error) {
 	m.session = newSessions(m)
 	m.rounds = newRounds(m)
 	m.ticks = newTicks(m)
+	m.syncs = newSyncs(m)
 	if config.NewObservers != nil {
 		m.observers = config.NewObservers(m.machine, m)
 	}
@@ -115,6 +117,7 @@ func Start(config Config) (*Mirror, error) {
 	}
 	m.startImage()
 	m.session.start()
+	m.syncs.start()
 	m.goroutines.Go(m.run)
 	m.goroutines.Go(m.session.persistLoop)
 	m.goroutines.Go(m.rounds.run)
@@ -158,6 +161,7 @@ func (m *Mirror) end() {
 	}
 	m.session.stop(reason)
 	m.ticks.stop()
+	m.syncs.stop()
 	m.client.Close()
 	m.goroutines.Wait()
 	m.image.Close(!m.killed.Load())
@@ -184,24 +188,29 @@ type ProposeOptions struct {
 // The error, if there is one, matches ErrNotApplied or ErrUnknown, and beside it what the reason was: ErrUnavailable,
 // ErrOverloaded, ErrTooLarge, ErrStopped or the error of ctx. The command may be reused once Propose returns.
 func (m *Mirror) Propose(ctx context.Context, command *commandv1.Command, o ProposeOptions) (statemachine.Result, error) {
+	outcome, err := m.proposeAndWait(ctx, command, o)
+	return outcome.result, err
+}
+
+func (m *Mirror) proposeAndWait(ctx context.Context, command *commandv1.Command, o ProposeOptions) (proposalOutcome, error) {
 	if err := ctx.Err(); err != nil {
-		return statemachine.Result{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
+		return proposalOutcome{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
 	size := proto.Size(command)
 	if size > m.config.CommandBytesMax {
-		return statemachine.Result{}, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, m.config.CommandBytesMax)
+		return proposalOutcome{}, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, m.config.CommandBytesMax)
 	}
 	encoded, err := encodeInBatch(size, func(b []byte) ([]byte, error) {
 		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
 	})
 	if err != nil {
-		return statemachine.Result{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
+		return proposalOutcome{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
 	p := &proposal{encoded: encoded, waitForLog: o.WaitForLog, done: make(chan proposalOutcome, 1)}
 	m.session.propose(p)
 	select {
 	case outcome := <-p.done:
-		return outcome.result, outcome.err
+		return outcome, outcome.err
 	case <-ctx.Done():
 	}
 	// Either its outcome has come meanwhile, or leaving gives it one.
@@ -210,7 +219,7 @@ func (m *Mirror) Propose(ctx context.Context, command *commandv1.Command, o Prop
 	if outcome.err != nil {
 		outcome.err = fmt.Errorf("%w: %w", outcome.err, context.Cause(ctx))
 	}
-	return outcome.result, outcome.err
+	return outcome, outcome.err
 }
 
 // Linearize returns when this mirror has applied every write that was acknowledged anywhere before the call, with an

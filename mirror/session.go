@@ -377,7 +377,7 @@ func (s *sessionCore) applied(event sessionEvent) {
 	}
 	for i, p := range b.proposals {
 		if p.state == proposalHandedOver {
-			s.effects.applied = append(s.effects.applied, appliedProposal{p, event.results[i]})
+			s.effects.applied = append(s.effects.applied, appliedProposal{p, event.results[i], event.sync})
 		}
 		p.state = proposalFinished
 	}

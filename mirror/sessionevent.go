@@ -18,6 +18,8 @@ type sessionEvent struct {
 	sessionTime time.Duration
 	rejections  []*logv1.AppendRejection
 	results     []statemachine.Result
+	// sync gathers the reports of other mirrors on the batch; nil where none are asked for.
+	sync *syncEntry
 	// reason is for people.
 	reason string
 	err    error
@@ -87,10 +89,12 @@ type finishedProposal struct {
 type appliedProposal struct {
 	proposal *proposal
 	result   statemachine.Result
+	sync     *syncEntry
 }
 
 // proposalOutcome is what a caller of Propose is given.
 type proposalOutcome struct {
 	result statemachine.Result
+	sync   *syncEntry
 	err    error
 }

@@ -75,7 +75,7 @@ func (s *sessions) do(effects *sessionEffects) {
 		m.config.Logger.Info("proposals in flight are handed over again", "reason", effects.resent, "proposals", len(effects.send))
 	}
 	for _, a := range effects.applied {
-		a.proposal.done <- proposalOutcome{result: a.result}
+		a.proposal.done <- proposalOutcome{result: a.result, sync: a.sync}
 	}
 	if effects.committed != 0 {
 		m.metrics.commitSeconds.Observe(effects.committed.Seconds())

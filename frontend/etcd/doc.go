@@ -38,6 +38,8 @@
 //	logmirror-max-staleness-milliseconds with serializable: UNAVAILABLE if the state may be older than this
 //	logmirror-request-id                 makes a write safe to repeat through any region: "<log index last seen>-<unique>"
 //	logmirror-wait-for-log               "true": while the log is out of reach, wait up to the caller's deadline
+//	logmirror-sync-regions               regions, by commas, or "*": answer once their live mirrors have applied the write
+//	logmirror-sync-timeout-milliseconds  how long to wait for them; 10,000 where it is not given
 //
 // A value that cannot be read is INVALID_ARGUMENT and names its key.
 //

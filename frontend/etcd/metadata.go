@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -24,6 +25,8 @@ const (
 	MaxStalenessKey = "logmirror-max-staleness-milliseconds"
 	RequestIDKey    = "logmirror-request-id"
 	WaitForLogKey   = "logmirror-wait-for-log"
+	SyncRegionsKey  = "logmirror-sync-regions"
+	SyncTimeoutKey  = "logmirror-sync-timeout-milliseconds"
 )
 
 // Keys of answer metadata, beside TokenKey.
@@ -107,6 +110,17 @@ func writeOptions(ctx context.Context) (serving.WriteOptions, error) {
 			return o, badMetadata(WaitForLogKey, value, errors.New(`want "true" or "false"`))
 		}
 		o.WaitForLog = wait
+	}
+	if value := asked(md, SyncRegionsKey); value != "" {
+		timeout, err := int64(0), error(nil)
+		if value := asked(md, SyncTimeoutKey); value != "" {
+			if timeout, err = strconv.ParseInt(value, 10, 64); err != nil {
+				return o, badMetadata(SyncTimeoutKey, value, errors.New("want a number"))
+			}
+		}
+		if o.Sync, err = serving.NewSync(strings.Split(value, ","), milliseconds(timeout)); err != nil {
+			return o, badMetadata(SyncRegionsKey, value, err)
+		}
 	}
 	return o, nil
 }

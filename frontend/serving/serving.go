@@ -25,6 +25,7 @@ import (
 	"time"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
@@ -34,6 +35,9 @@ import (
 type Mirror interface {
 	// Propose returns once the command was applied here, or an error that says whether it can still be.
 	Propose(ctx context.Context, command *commandv1.Command, options mirror.ProposeOptions) (statemachine.Result, error)
+	// ProposeSynced then waits for the mirrors of the regions, nil for all, and says who has not reported.
+	ProposeSynced(ctx context.Context, command *commandv1.Command, options mirror.ProposeOptions, regions []string,
+		timeout time.Duration) (statemachine.Result, mirror.SyncOutcome, error)
 	// Linearize returns an index at or above everything acknowledged before the call; it is applied here on return.
 	Linearize(ctx context.Context) (uint64, error)
 	WaitApplied(ctx context.Context, index uint64) error
@@ -158,6 +162,24 @@ func (r *Region) FactsAt(index uint64, revision int64) Facts {
 	return facts
 }
 
+// HeaderOf returns the native API's header for an answer from the state that the facts describe.
+func HeaderOf(facts Facts) *kvv1.ResponseHeader {
+	age := int64(-1)
+	if facts.Age >= 0 {
+		age = facts.Age.Microseconds()
+	}
+	return &kvv1.ResponseHeader{
+		ClusterId:       facts.Identity.ClusterID,
+		Epoch:           facts.Identity.Epoch,
+		Region:          facts.Identity.Region,
+		Frontend:        facts.Identity.Name,
+		Incarnation:     facts.Identity.Incarnation,
+		LogIndex:        facts.LogIndex,
+		Revision:        facts.Revision,
+		AgeMicroseconds: age,
+	}
+}
+
 // Facts returns the facts of the present state.
 func (r *Region) Facts() Facts {
 	snapshot := r.mirror.Machine().Space().Acquire()
@@ -252,6 +274,8 @@ type WriteOptions struct {
 	RequestID string
 	// WaitForLog waits up to the caller's deadline while the log cannot be reached.
 	WaitForLog bool
+	// Sync waits for the mirrors of other regions; nil for none.
+	Sync *Sync
 }
 
 // Write checks a command, proposes it and returns what apply decided. It fills in the command's request id.
@@ -265,6 +289,9 @@ func (r *Region) Write(ctx context.Context, command *commandv1.Command, o WriteO
 	}
 	if err := r.refusal(command); err != nil {
 		return statemachine.Result{}, err
+	}
+	if o.Sync != nil {
+		return r.writeSynced(ctx, command, o)
 	}
 	result, err := r.mirror.Propose(ctx, command, mirror.ProposeOptions{WaitForLog: o.WaitForLog})
 	if err != nil {

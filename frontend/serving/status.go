@@ -24,6 +24,8 @@ const (
 	ReasonNotApplied = "NOT_APPLIED"
 	// ReasonOutcomeUnknown: nobody knows. Sending it again is safe only with a request id, or where it is idempotent.
 	ReasonOutcomeUnknown = "OUTCOME_UNKNOWN"
+	// ReasonApplied: it was applied and is durable; what failed is only the wait for other regions.
+	ReasonApplied = "APPLIED"
 )
 
 // retryAfter is the hint for a caller that was turned away because of load.
@@ -43,7 +45,10 @@ func WithReason(err error, reason string, details ...protoadapt.MessageV1) error
 
 // Outcome says what became of a write that failed with err: one of the reasons, or "" where err says nothing of it.
 func Outcome(err error) string {
+	incomplete := (*SyncIncompleteError)(nil)
 	switch {
+	case errors.As(err, &incomplete):
+		return ReasonApplied
 	case errors.Is(err, mirror.ErrUnknown), errors.Is(err, statemachine.ErrRequestIDTooOld):
 		return ReasonOutcomeUnknown
 	case errors.Is(err, mirror.ErrNotApplied):
@@ -93,6 +98,9 @@ func Status(err error, prefix string) error {
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		details = append(details, refused.detail())
 	}
+	if incomplete := (*SyncIncompleteError)(nil); errors.As(err, &incomplete) {
+		details = append(details, incomplete.detail())
+	}
 	if reason := Outcome(err); reason != "" || details != nil {
 		return WithReason(converted, reason, details...)
 	}
@@ -103,23 +111,28 @@ func code(err error) codes.Code {
 	if errors.Is(err, mirror.ErrUnknown) {
 		return unknownCode(err)
 	}
+	var (
+		stale      *StaleError
+		behind     *BehindError
+		incomplete *SyncIncompleteError
+		absent     *NoFrontendError
+	)
+	switch {
+	case errors.As(err, &incomplete):
+		return incomplete.code()
+	case errors.As(err, &absent):
+		return codes.FailedPrecondition
+	case errors.As(err, &stale):
+		return codes.Unavailable
+	case errors.As(err, &behind):
+		return codes.OutOfRange
+	}
 	for _, row := range rows {
 		if errors.Is(err, row.err) {
 			return row.code
 		}
 	}
-	var (
-		stale  *StaleError
-		behind *BehindError
-	)
-	switch {
-	case errors.As(err, &stale):
-		return codes.Unavailable
-	case errors.As(err, &behind):
-		return codes.OutOfRange
-	default:
-		return codes.Unknown
-	}
+	return codes.Unknown
 }
 
 // unknownCode says why nobody knows: the end of the caller's own time, or something else.

@@ -14,6 +14,7 @@ func newCompareAndSwap(o *options) *cobra.Command {
 	var expectValue, put, lease string
 	var expectRevision int64
 	var expectAbsent, remove bool
+	var write writeFlags
 	c := &cobra.Command{
 		Use:   "cas KEY",
 		Short: "Change a key if it is as expected; exit code 4 and the present state if it is not",
@@ -21,7 +22,7 @@ func newCompareAndSwap(o *options) *cobra.Command {
 			"  kvctl cas job --expect-revision 17 --delete",
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			request := &kvv1.CompareAndSwapRequest{Key: []byte(args[0])}
+			request := &kvv1.CompareAndSwapRequest{Key: []byte(args[0]), Options: write.options()}
 			given := 0
 			if c.Flags().Changed("expect-value") {
 				given++
@@ -86,5 +87,6 @@ func newCompareAndSwap(o *options) *cobra.Command {
 	flags.StringVar(&put, "put", "", "write this `value`")
 	flags.BoolVar(&remove, "delete", false, "delete the key")
 	flags.StringVar(&lease, "lease", "", "with --put: attach the key to this lease `id`")
+	write.add(c)
 	return c
 }

@@ -13,13 +13,14 @@ import (
 func newDelete(o *options) *cobra.Command {
 	var prefix, previous bool
 	var end string
+	var write writeFlags
 	c := &cobra.Command{
 		Use:     "del KEY",
 		Aliases: []string{"delete"},
 		Short:   "Delete a key, a range or a prefix; exit code 3 if there was nothing to delete",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			request := &kvv1.DeleteRequest{Key: []byte(args[0]), RangeEnd: []byte(end), ReturnPrevious: previous}
+			request := &kvv1.DeleteRequest{Key: []byte(args[0]), RangeEnd: []byte(end), ReturnPrevious: previous, Options: write.options()}
 			if prefix {
 				if end != "" {
 					return exitError{exitUsage, errors.New("--prefix and --end exclude each other")}
@@ -57,5 +58,6 @@ func newDelete(o *options) *cobra.Command {
 	c.Flags().BoolVar(&prefix, "prefix", false, "delete every key that begins with KEY")
 	c.Flags().StringVar(&end, "end", "", "delete every key from KEY on and before this one")
 	c.Flags().BoolVar(&previous, "prev", false, "print what was deleted")
+	write.add(c)
 	return c
 }

@@ -17,7 +17,7 @@ const valueBytesMax = 64 << 20
 func newPut(o *options) *cobra.Command {
 	var lease string
 	var previous bool
-	var requestID string
+	var write writeFlags
 	c := &cobra.Command{
 		Use:     "put KEY [VALUE]",
 		Short:   "Write a key; without VALUE, or with -, the value is read from standard input",
@@ -25,7 +25,7 @@ func newPut(o *options) *cobra.Command {
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			request := &kvv1.PutRequest{
-				Key: []byte(args[0]), ReturnPrevious: previous, Options: &kvv1.WriteOptions{RequestId: requestID},
+				Key: []byte(args[0]), ReturnPrevious: previous, Options: write.options(),
 			}
 			if lease != "" {
 				id, err := parseLease(lease)
@@ -64,6 +64,6 @@ func newPut(o *options) *cobra.Command {
 	}
 	c.Flags().StringVar(&lease, "lease", "", "attach the key to this lease `id`")
 	c.Flags().BoolVar(&previous, "prev", false, "print the value that was replaced")
-	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry safe: `index-unique`")
+	write.add(c)
 	return c
 }

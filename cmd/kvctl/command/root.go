@@ -37,6 +37,7 @@ const (
 	exitNotHeld     = 4 // a comparison did not hold: the CAS or transaction took its other branch
 	exitUnavailable = 5 // the cluster cannot be reached; a write was not applied
 	exitUnknown     = 6 // a write's outcome is not known
+	exitNotSynced   = 7 // a write was applied, but not every region that it was to wait for has told
 )
 
 // exitError ends the process with a code. A nil cause prints nothing: the answer has said it.
@@ -68,7 +69,8 @@ type options struct {
 }
 
 const exitCodesHelp = `Exit codes: 0 done; 1 failed; 2 the command line or the request is wrong; 3 no such key or lease;
-4 a comparison did not hold; 5 the cluster cannot be reached (a write was not applied); 6 a write's outcome is unknown.`
+4 a comparison did not hold; 5 the cluster cannot be reached (a write was not applied); 6 a write's outcome is unknown;
+7 a write was applied, but not seen to be applied in every region of --sync.`
 
 // Main runs kvctl and returns its exit code.
 func Main(arguments []string, in io.Reader, out, errors io.Writer) int {
@@ -250,12 +252,15 @@ func exitCode(err error) int {
 	switch status.Code(err) {
 	case codes.InvalidArgument, codes.OutOfRange:
 		return exitUsage
+	case codes.DeadlineExceeded, codes.Aborted:
+		if hasReason(err, "APPLIED") {
+			return exitNotSynced
+		}
+		return exitUnknown
 	case codes.NotFound:
 		return exitNotFound
 	case codes.Unavailable:
 		return exitUnavailable
-	case codes.DeadlineExceeded, codes.Aborted:
-		return exitUnknown
 	case codes.Unknown:
 		if hasReason(err, "OUTCOME_UNKNOWN") {
 			return exitUnknown
@@ -282,6 +287,9 @@ func explain(err error) string {
 		}
 		return s.Message() + "\nIs a cluster running (make run), and do --endpoints name its frontends?"
 	case codes.DeadlineExceeded:
+		if hasReason(err, "APPLIED") {
+			return s.Message()
+		}
 		return "no answer in time (--timeout raises the bound); whether a write was applied is not known: read before you write again"
 	case codes.ResourceExhausted:
 		return s.Message() + "\nThe cluster is at a limit: see kvctl status."

@@ -33,7 +33,8 @@ Exit code 4 when the "else" branch was taken.`
 const txnLinesMax = 10_000
 
 func newTxn(o *options) *cobra.Command {
-	return &cobra.Command{
+	var write writeFlags
+	c := &cobra.Command{
 		Use:     "txn [FILE]",
 		Short:   "Apply a transaction of comparisons and operations under one revision",
 		Long:    txnHelp,
@@ -53,7 +54,7 @@ func newTxn(o *options) *cobra.Command {
 			if err != nil {
 				return exitError{exitUsage, err}
 			}
-			request.Consistency = o.readConsistency()
+			request.Consistency, request.Options = o.readConsistency(), write.options()
 			return o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				answer, err := connection.Txn(ctx, request)
 				if err != nil {
@@ -74,6 +75,8 @@ func newTxn(o *options) *cobra.Command {
 			})
 		},
 	}
+	write.add(c)
+	return c
 }
 
 func txnResultJSON(result *kvv1.TxnResult) any {

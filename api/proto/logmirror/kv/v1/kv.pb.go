@@ -130,7 +130,7 @@ func (x Compare_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Compare_Relation.Descriptor instead.
 func (Compare_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{15, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type Event_EventType int32
@@ -176,7 +176,7 @@ func (x Event_EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_EventType.Descriptor instead.
 func (Event_EventType) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type GenerateRequest_Kind int32
@@ -237,7 +237,7 @@ func (x GenerateRequest_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GenerateRequest_Kind.Descriptor instead.
 func (GenerateRequest_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37, 0}
 }
 
 // KeyValue is one version of one key. Field numbers and types are those of etcd's mvccpb.KeyValue, so that one encoded
@@ -577,9 +577,15 @@ type WriteOptions struct {
 	// FAILED_PRECONDITION: too old to tell whether it was applied.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// While the log cannot be reached, wait up to the caller's deadline instead of failing with UNAVAILABLE at once.
-	WaitForLog    bool `protobuf:"varint,2,opt,name=wait_for_log,json=waitForLog,proto3" json:"wait_for_log,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	WaitForLog bool `protobuf:"varint,2,opt,name=wait_for_log,json=waitForLog,proto3" json:"wait_for_log,omitempty"`
+	// Answer only once every live mirror of these regions has applied the write: every frontend there with an open session
+	// at the write's place in the log. "*" alone stands for all regions. FAILED_PRECONDITION, and nothing is written: a
+	// region without a frontend in session. What was written stays written: see SyncIncomplete.
+	SyncRegions []string `protobuf:"bytes,3,rep,name=sync_regions,json=syncRegions,proto3" json:"sync_regions,omitempty"`
+	// How long to wait for the mirrors, in milliseconds; zero for 10,000, at most 60,000. The caller's deadline counts too.
+	SyncTimeoutMilliseconds int64 `protobuf:"varint,4,opt,name=sync_timeout_milliseconds,json=syncTimeoutMilliseconds,proto3" json:"sync_timeout_milliseconds,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *WriteOptions) Reset() {
@@ -626,6 +632,87 @@ func (x *WriteOptions) GetWaitForLog() bool {
 	return false
 }
 
+func (x *WriteOptions) GetSyncRegions() []string {
+	if x != nil {
+		return x.SyncRegions
+	}
+	return nil
+}
+
+func (x *WriteOptions) GetSyncTimeoutMilliseconds() int64 {
+	if x != nil {
+		return x.SyncTimeoutMilliseconds
+	}
+	return 0
+}
+
+// SyncIncomplete is a detail of the DEADLINE_EXCEEDED, or of the ABORTED where waiting longer is no use, with which a write
+// with sync_regions ends that was applied while some mirror was not seen to have applied it. Beside it is a
+// google.rpc.ErrorInfo with the reason APPLIED.
+type SyncIncomplete struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The state right after the write.
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Frontends that have not reported.
+	Missing []*FrontendStatus `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Those among them, by name, whose session has ended before they did: they may serve an older state and will not
+	// report any more.
+	Ended         []string `protobuf:"bytes,3,rep,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncIncomplete) Reset() {
+	*x = SyncIncomplete{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncIncomplete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncIncomplete) ProtoMessage() {}
+
+func (x *SyncIncomplete) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncIncomplete.ProtoReflect.Descriptor instead.
+func (*SyncIncomplete) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SyncIncomplete) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *SyncIncomplete) GetMissing() []*FrontendStatus {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *SyncIncomplete) GetEnded() []string {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
 type PutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -641,7 +728,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[5]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +740,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[5]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +753,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{5}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutRequest) GetKey() []byte {
@@ -716,7 +803,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[6]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +815,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[6]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +828,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{6}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PutResponse) GetHeader() *ResponseHeader {
@@ -777,7 +864,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[7]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +876,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[7]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +889,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRequest) GetKey() []byte {
@@ -837,7 +924,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[8]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +936,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[8]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +949,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetResponse) GetHeader() *ResponseHeader {
@@ -898,7 +985,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[9]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +997,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[9]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1010,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListRequest) GetKey() []byte {
@@ -989,7 +1076,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[10]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1088,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[10]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1101,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{10}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetHeader() *ResponseHeader {
@@ -1057,7 +1144,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[11]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1156,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[11]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1169,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteRequest) GetKey() []byte {
@@ -1126,7 +1213,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[12]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1225,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[12]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1238,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteResponse) GetHeader() *ResponseHeader {
@@ -1205,7 +1292,7 @@ type CompareAndSwapRequest struct {
 
 func (x *CompareAndSwapRequest) Reset() {
 	*x = CompareAndSwapRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[13]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1304,7 @@ func (x *CompareAndSwapRequest) String() string {
 func (*CompareAndSwapRequest) ProtoMessage() {}
 
 func (x *CompareAndSwapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[13]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1317,7 @@ func (x *CompareAndSwapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareAndSwapRequest.ProtoReflect.Descriptor instead.
 func (*CompareAndSwapRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CompareAndSwapRequest) GetKey() []byte {
@@ -1370,7 +1457,7 @@ type CompareAndSwapResponse struct {
 
 func (x *CompareAndSwapResponse) Reset() {
 	*x = CompareAndSwapResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[14]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1469,7 @@ func (x *CompareAndSwapResponse) String() string {
 func (*CompareAndSwapResponse) ProtoMessage() {}
 
 func (x *CompareAndSwapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[14]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1482,7 @@ func (x *CompareAndSwapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareAndSwapResponse.ProtoReflect.Descriptor instead.
 func (*CompareAndSwapResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CompareAndSwapResponse) GetHeader() *ResponseHeader {
@@ -1446,7 +1533,7 @@ type Compare struct {
 
 func (x *Compare) Reset() {
 	*x = Compare{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[15]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1545,7 @@ func (x *Compare) String() string {
 func (*Compare) ProtoMessage() {}
 
 func (x *Compare) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[15]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1558,7 @@ func (x *Compare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compare.ProtoReflect.Descriptor instead.
 func (*Compare) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Compare) GetKey() []byte {
@@ -1597,7 +1684,7 @@ type TxnRequest struct {
 
 func (x *TxnRequest) Reset() {
 	*x = TxnRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1696,7 @@ func (x *TxnRequest) String() string {
 func (*TxnRequest) ProtoMessage() {}
 
 func (x *TxnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1709,7 @@ func (x *TxnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnRequest.ProtoReflect.Descriptor instead.
 func (*TxnRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TxnRequest) GetCompares() []*Compare {
@@ -1675,7 +1762,7 @@ type TxnOperation struct {
 
 func (x *TxnOperation) Reset() {
 	*x = TxnOperation{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1774,7 @@ func (x *TxnOperation) String() string {
 func (*TxnOperation) ProtoMessage() {}
 
 func (x *TxnOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1787,7 @@ func (x *TxnOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation.ProtoReflect.Descriptor instead.
 func (*TxnOperation) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TxnOperation) GetOperation() isTxnOperation_Operation {
@@ -1788,7 +1875,7 @@ type TxnResponse struct {
 
 func (x *TxnResponse) Reset() {
 	*x = TxnResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1887,7 @@ func (x *TxnResponse) String() string {
 func (*TxnResponse) ProtoMessage() {}
 
 func (x *TxnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1900,7 @@ func (x *TxnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResponse.ProtoReflect.Descriptor instead.
 func (*TxnResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TxnResponse) GetHeader() *ResponseHeader {
@@ -1859,7 +1946,7 @@ type TxnResult struct {
 
 func (x *TxnResult) Reset() {
 	*x = TxnResult{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1958,7 @@ func (x *TxnResult) String() string {
 func (*TxnResult) ProtoMessage() {}
 
 func (x *TxnResult) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +1971,7 @@ func (x *TxnResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult.ProtoReflect.Descriptor instead.
 func (*TxnResult) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TxnResult) GetResult() isTxnResult_Result {
@@ -1969,7 +2056,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2068,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2081,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CompactRequest) GetRevision() int64 {
@@ -2020,7 +2107,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2119,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2132,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CompactResponse) GetHeader() *ResponseHeader {
@@ -2069,7 +2156,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2168,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2181,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchRequest) GetRequest() isWatchRequest_Request {
@@ -2175,7 +2262,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2274,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2287,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchResponse) GetHeader() *ResponseHeader {
@@ -2278,7 +2365,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2377,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2390,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Event) GetType() Event_EventType {
@@ -2339,7 +2426,7 @@ type GrantRequest struct {
 
 func (x *GrantRequest) Reset() {
 	*x = GrantRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2438,7 @@ func (x *GrantRequest) String() string {
 func (*GrantRequest) ProtoMessage() {}
 
 func (x *GrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2451,7 @@ func (x *GrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantRequest.ProtoReflect.Descriptor instead.
 func (*GrantRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GrantRequest) GetTtlSeconds() int64 {
@@ -2400,7 +2487,7 @@ type GrantResponse struct {
 
 func (x *GrantResponse) Reset() {
 	*x = GrantResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2499,7 @@ func (x *GrantResponse) String() string {
 func (*GrantResponse) ProtoMessage() {}
 
 func (x *GrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2512,7 @@ func (x *GrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantResponse.ProtoReflect.Descriptor instead.
 func (*GrantResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GrantResponse) GetHeader() *ResponseHeader {
@@ -2459,7 +2546,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2558,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2571,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevokeRequest) GetId() int64 {
@@ -2510,7 +2597,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2609,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2622,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{28}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RevokeResponse) GetHeader() *ResponseHeader {
@@ -2554,7 +2641,7 @@ type KeepAliveRequest struct {
 
 func (x *KeepAliveRequest) Reset() {
 	*x = KeepAliveRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2653,7 @@ func (x *KeepAliveRequest) String() string {
 func (*KeepAliveRequest) ProtoMessage() {}
 
 func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2666,7 @@ func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveRequest.ProtoReflect.Descriptor instead.
 func (*KeepAliveRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{29}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeepAliveRequest) GetId() int64 {
@@ -2601,7 +2688,7 @@ type KeepAliveResponse struct {
 
 func (x *KeepAliveResponse) Reset() {
 	*x = KeepAliveResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2700,7 @@ func (x *KeepAliveResponse) String() string {
 func (*KeepAliveResponse) ProtoMessage() {}
 
 func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2713,7 @@ func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveResponse.ProtoReflect.Descriptor instead.
 func (*KeepAliveResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{30}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KeepAliveResponse) GetHeader() *ResponseHeader {
@@ -2660,7 +2747,7 @@ type TimeToLiveRequest struct {
 
 func (x *TimeToLiveRequest) Reset() {
 	*x = TimeToLiveRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2759,7 @@ func (x *TimeToLiveRequest) String() string {
 func (*TimeToLiveRequest) ProtoMessage() {}
 
 func (x *TimeToLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2772,7 @@ func (x *TimeToLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeToLiveRequest.ProtoReflect.Descriptor instead.
 func (*TimeToLiveRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{31}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TimeToLiveRequest) GetId() int64 {
@@ -2716,7 +2803,7 @@ type TimeToLiveResponse struct {
 
 func (x *TimeToLiveResponse) Reset() {
 	*x = TimeToLiveResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2815,7 @@ func (x *TimeToLiveResponse) String() string {
 func (*TimeToLiveResponse) ProtoMessage() {}
 
 func (x *TimeToLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2828,7 @@ func (x *TimeToLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeToLiveResponse.ProtoReflect.Descriptor instead.
 func (*TimeToLiveResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{32}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TimeToLiveResponse) GetHeader() *ResponseHeader {
@@ -2787,7 +2874,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2886,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2899,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{33}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{34}
 }
 
 type ListLeasesResponse struct {
@@ -2825,7 +2912,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2924,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2937,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{34}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListLeasesResponse) GetHeader() *ResponseHeader {
@@ -2881,7 +2968,7 @@ type LeaseStatus struct {
 
 func (x *LeaseStatus) Reset() {
 	*x = LeaseStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +2980,7 @@ func (x *LeaseStatus) String() string {
 func (*LeaseStatus) ProtoMessage() {}
 
 func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +2993,7 @@ func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStatus.ProtoReflect.Descriptor instead.
 func (*LeaseStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{35}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LeaseStatus) GetId() int64 {
@@ -2962,7 +3049,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2974,7 +3061,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2987,7 +3074,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GenerateRequest) GetKind() GenerateRequest_Kind {
@@ -3036,7 +3123,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3135,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3148,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GenerateResponse) GetHeader() *ResponseHeader {
@@ -3089,7 +3176,7 @@ type IdBlock struct {
 
 func (x *IdBlock) Reset() {
 	*x = IdBlock{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3188,7 @@ func (x *IdBlock) String() string {
 func (*IdBlock) ProtoMessage() {}
 
 func (x *IdBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3201,7 @@ func (x *IdBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdBlock.ProtoReflect.Descriptor instead.
 func (*IdBlock) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *IdBlock) GetFirst() int64 {
@@ -3139,7 +3226,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +3238,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +3251,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
 }
 
 type StatusResponse struct {
@@ -3190,7 +3277,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3202,7 +3289,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3215,7 +3302,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusResponse) GetHeader() *ResponseHeader {
@@ -3318,7 +3405,7 @@ type FrontendStatus struct {
 
 func (x *FrontendStatus) Reset() {
 	*x = FrontendStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3330,7 +3417,7 @@ func (x *FrontendStatus) String() string {
 func (*FrontendStatus) ProtoMessage() {}
 
 func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3430,7 @@ func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendStatus.ProtoReflect.Descriptor instead.
 func (*FrontendStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FrontendStatus) GetName() string {
@@ -3405,7 +3492,7 @@ type LogStatus struct {
 
 func (x *LogStatus) Reset() {
 	*x = LogStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3504,7 @@ func (x *LogStatus) String() string {
 func (*LogStatus) ProtoMessage() {}
 
 func (x *LogStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3517,7 @@ func (x *LogStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogStatus.ProtoReflect.Descriptor instead.
 func (*LogStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LogStatus) GetLeader() string {
@@ -3503,7 +3590,7 @@ type LogMemberStatus struct {
 
 func (x *LogMemberStatus) Reset() {
 	*x = LogMemberStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3602,7 @@ func (x *LogMemberStatus) String() string {
 func (*LogMemberStatus) ProtoMessage() {}
 
 func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3615,7 @@ func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogMemberStatus.ProtoReflect.Descriptor instead.
 func (*LogMemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LogMemberStatus) GetId() uint64 {
@@ -3627,7 +3714,7 @@ type TxnOperation_Put struct {
 
 func (x *TxnOperation_Put) Reset() {
 	*x = TxnOperation_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3639,7 +3726,7 @@ func (x *TxnOperation_Put) String() string {
 func (*TxnOperation_Put) ProtoMessage() {}
 
 func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3652,7 +3739,7 @@ func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Put.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Put) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *TxnOperation_Put) GetKey() []byte {
@@ -3694,7 +3781,7 @@ type TxnOperation_Delete struct {
 
 func (x *TxnOperation_Delete) Reset() {
 	*x = TxnOperation_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3706,7 +3793,7 @@ func (x *TxnOperation_Delete) String() string {
 func (*TxnOperation_Delete) ProtoMessage() {}
 
 func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3719,7 +3806,7 @@ func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Delete.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Delete) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 1}
 }
 
 func (x *TxnOperation_Delete) GetKey() []byte {
@@ -3756,7 +3843,7 @@ type TxnOperation_Read struct {
 
 func (x *TxnOperation_Read) Reset() {
 	*x = TxnOperation_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3855,7 @@ func (x *TxnOperation_Read) String() string {
 func (*TxnOperation_Read) ProtoMessage() {}
 
 func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +3868,7 @@ func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Read.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Read) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 2}
 }
 
 func (x *TxnOperation_Read) GetKey() []byte {
@@ -3823,7 +3910,7 @@ type TxnOperation_Nested struct {
 
 func (x *TxnOperation_Nested) Reset() {
 	*x = TxnOperation_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3835,7 +3922,7 @@ func (x *TxnOperation_Nested) String() string {
 func (*TxnOperation_Nested) ProtoMessage() {}
 
 func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3848,7 +3935,7 @@ func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Nested.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Nested) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17, 3}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 3}
 }
 
 func (x *TxnOperation_Nested) GetCompares() []*Compare {
@@ -3881,7 +3968,7 @@ type TxnResult_Put struct {
 
 func (x *TxnResult_Put) Reset() {
 	*x = TxnResult_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +3980,7 @@ func (x *TxnResult_Put) String() string {
 func (*TxnResult_Put) ProtoMessage() {}
 
 func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +3993,7 @@ func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Put.ProtoReflect.Descriptor instead.
 func (*TxnResult_Put) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 0}
 }
 
 func (x *TxnResult_Put) GetPrevious() *KeyValue {
@@ -3926,7 +4013,7 @@ type TxnResult_Delete struct {
 
 func (x *TxnResult_Delete) Reset() {
 	*x = TxnResult_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3938,7 +4025,7 @@ func (x *TxnResult_Delete) String() string {
 func (*TxnResult_Delete) ProtoMessage() {}
 
 func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3951,7 +4038,7 @@ func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Delete.ProtoReflect.Descriptor instead.
 func (*TxnResult_Delete) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 1}
 }
 
 func (x *TxnResult_Delete) GetDeleted() int64 {
@@ -3981,7 +4068,7 @@ type TxnResult_Read struct {
 
 func (x *TxnResult_Read) Reset() {
 	*x = TxnResult_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +4080,7 @@ func (x *TxnResult_Read) String() string {
 func (*TxnResult_Read) ProtoMessage() {}
 
 func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4006,7 +4093,7 @@ func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Read.ProtoReflect.Descriptor instead.
 func (*TxnResult_Read) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 2}
 }
 
 func (x *TxnResult_Read) GetKeyValues() []*KeyValue {
@@ -4040,7 +4127,7 @@ type TxnResult_Nested struct {
 
 func (x *TxnResult_Nested) Reset() {
 	*x = TxnResult_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4052,7 +4139,7 @@ func (x *TxnResult_Nested) String() string {
 func (*TxnResult_Nested) ProtoMessage() {}
 
 func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4065,7 +4152,7 @@ func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Nested.ProtoReflect.Descriptor instead.
 func (*TxnResult_Nested) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19, 3}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 3}
 }
 
 func (x *TxnResult_Nested) GetSucceeded() bool {
@@ -4104,7 +4191,7 @@ type WatchRequest_Create struct {
 
 func (x *WatchRequest_Create) Reset() {
 	*x = WatchRequest_Create{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4116,7 +4203,7 @@ func (x *WatchRequest_Create) String() string {
 func (*WatchRequest_Create) ProtoMessage() {}
 
 func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4129,7 +4216,7 @@ func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Create.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Create) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *WatchRequest_Create) GetWatchId() int64 {
@@ -4204,7 +4291,7 @@ type WatchRequest_Cancel struct {
 
 func (x *WatchRequest_Cancel) Reset() {
 	*x = WatchRequest_Cancel{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4216,7 +4303,7 @@ func (x *WatchRequest_Cancel) String() string {
 func (*WatchRequest_Cancel) ProtoMessage() {}
 
 func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4229,7 +4316,7 @@ func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Cancel.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Cancel) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 1}
 }
 
 func (x *WatchRequest_Cancel) GetWatchId() int64 {
@@ -4247,7 +4334,7 @@ type WatchRequest_Progress struct {
 
 func (x *WatchRequest_Progress) Reset() {
 	*x = WatchRequest_Progress{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4346,7 @@ func (x *WatchRequest_Progress) String() string {
 func (*WatchRequest_Progress) ProtoMessage() {}
 
 func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4359,7 @@ func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Progress.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Progress) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 2}
 }
 
 var File_logmirror_kv_v1_kv_proto protoreflect.FileDescriptor
@@ -4310,12 +4397,18 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12LEVEL_LINEARIZABLE\x10\x01\x12\x16\n" +
-	"\x12LEVEL_SERIALIZABLE\x10\x02\"O\n" +
+	"\x12LEVEL_SERIALIZABLE\x10\x02\"\xae\x01\n" +
 	"\fWriteOptions\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
 	"\fwait_for_log\x18\x02 \x01(\bR\n" +
-	"waitForLog\"\xac\x01\n" +
+	"waitForLog\x12!\n" +
+	"\fsync_regions\x18\x03 \x03(\tR\vsyncRegions\x12:\n" +
+	"\x19sync_timeout_milliseconds\x18\x04 \x01(\x03R\x17syncTimeoutMilliseconds\"\x9a\x01\n" +
+	"\x0eSyncIncomplete\x127\n" +
+	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x129\n" +
+	"\amissing\x18\x02 \x03(\v2\x1f.logmirror.kv.v1.FrontendStatusR\amissing\x12\x14\n" +
+	"\x05ended\x18\x03 \x03(\tR\x05ended\"\xac\x01\n" +
 	"\n" +
 	"PutRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
@@ -4634,7 +4727,7 @@ func file_logmirror_kv_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_kv_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(Consistency_Level)(0),         // 0: logmirror.kv.v1.Consistency.Level
 	(Compare_Relation)(0),          // 1: logmirror.kv.v1.Compare.Relation
@@ -4645,159 +4738,162 @@ var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(*Token)(nil),                  // 6: logmirror.kv.v1.Token
 	(*Consistency)(nil),            // 7: logmirror.kv.v1.Consistency
 	(*WriteOptions)(nil),           // 8: logmirror.kv.v1.WriteOptions
-	(*PutRequest)(nil),             // 9: logmirror.kv.v1.PutRequest
-	(*PutResponse)(nil),            // 10: logmirror.kv.v1.PutResponse
-	(*GetRequest)(nil),             // 11: logmirror.kv.v1.GetRequest
-	(*GetResponse)(nil),            // 12: logmirror.kv.v1.GetResponse
-	(*ListRequest)(nil),            // 13: logmirror.kv.v1.ListRequest
-	(*ListResponse)(nil),           // 14: logmirror.kv.v1.ListResponse
-	(*DeleteRequest)(nil),          // 15: logmirror.kv.v1.DeleteRequest
-	(*DeleteResponse)(nil),         // 16: logmirror.kv.v1.DeleteResponse
-	(*CompareAndSwapRequest)(nil),  // 17: logmirror.kv.v1.CompareAndSwapRequest
-	(*CompareAndSwapResponse)(nil), // 18: logmirror.kv.v1.CompareAndSwapResponse
-	(*Compare)(nil),                // 19: logmirror.kv.v1.Compare
-	(*TxnRequest)(nil),             // 20: logmirror.kv.v1.TxnRequest
-	(*TxnOperation)(nil),           // 21: logmirror.kv.v1.TxnOperation
-	(*TxnResponse)(nil),            // 22: logmirror.kv.v1.TxnResponse
-	(*TxnResult)(nil),              // 23: logmirror.kv.v1.TxnResult
-	(*CompactRequest)(nil),         // 24: logmirror.kv.v1.CompactRequest
-	(*CompactResponse)(nil),        // 25: logmirror.kv.v1.CompactResponse
-	(*WatchRequest)(nil),           // 26: logmirror.kv.v1.WatchRequest
-	(*WatchResponse)(nil),          // 27: logmirror.kv.v1.WatchResponse
-	(*Event)(nil),                  // 28: logmirror.kv.v1.Event
-	(*GrantRequest)(nil),           // 29: logmirror.kv.v1.GrantRequest
-	(*GrantResponse)(nil),          // 30: logmirror.kv.v1.GrantResponse
-	(*RevokeRequest)(nil),          // 31: logmirror.kv.v1.RevokeRequest
-	(*RevokeResponse)(nil),         // 32: logmirror.kv.v1.RevokeResponse
-	(*KeepAliveRequest)(nil),       // 33: logmirror.kv.v1.KeepAliveRequest
-	(*KeepAliveResponse)(nil),      // 34: logmirror.kv.v1.KeepAliveResponse
-	(*TimeToLiveRequest)(nil),      // 35: logmirror.kv.v1.TimeToLiveRequest
-	(*TimeToLiveResponse)(nil),     // 36: logmirror.kv.v1.TimeToLiveResponse
-	(*ListLeasesRequest)(nil),      // 37: logmirror.kv.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),     // 38: logmirror.kv.v1.ListLeasesResponse
-	(*LeaseStatus)(nil),            // 39: logmirror.kv.v1.LeaseStatus
-	(*GenerateRequest)(nil),        // 40: logmirror.kv.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 41: logmirror.kv.v1.GenerateResponse
-	(*IdBlock)(nil),                // 42: logmirror.kv.v1.IdBlock
-	(*StatusRequest)(nil),          // 43: logmirror.kv.v1.StatusRequest
-	(*StatusResponse)(nil),         // 44: logmirror.kv.v1.StatusResponse
-	(*FrontendStatus)(nil),         // 45: logmirror.kv.v1.FrontendStatus
-	(*LogStatus)(nil),              // 46: logmirror.kv.v1.LogStatus
-	(*LogMemberStatus)(nil),        // 47: logmirror.kv.v1.LogMemberStatus
-	(*TxnOperation_Put)(nil),       // 48: logmirror.kv.v1.TxnOperation.Put
-	(*TxnOperation_Delete)(nil),    // 49: logmirror.kv.v1.TxnOperation.Delete
-	(*TxnOperation_Read)(nil),      // 50: logmirror.kv.v1.TxnOperation.Read
-	(*TxnOperation_Nested)(nil),    // 51: logmirror.kv.v1.TxnOperation.Nested
-	(*TxnResult_Put)(nil),          // 52: logmirror.kv.v1.TxnResult.Put
-	(*TxnResult_Delete)(nil),       // 53: logmirror.kv.v1.TxnResult.Delete
-	(*TxnResult_Read)(nil),         // 54: logmirror.kv.v1.TxnResult.Read
-	(*TxnResult_Nested)(nil),       // 55: logmirror.kv.v1.TxnResult.Nested
-	(*WatchRequest_Create)(nil),    // 56: logmirror.kv.v1.WatchRequest.Create
-	(*WatchRequest_Cancel)(nil),    // 57: logmirror.kv.v1.WatchRequest.Cancel
-	(*WatchRequest_Progress)(nil),  // 58: logmirror.kv.v1.WatchRequest.Progress
+	(*SyncIncomplete)(nil),         // 9: logmirror.kv.v1.SyncIncomplete
+	(*PutRequest)(nil),             // 10: logmirror.kv.v1.PutRequest
+	(*PutResponse)(nil),            // 11: logmirror.kv.v1.PutResponse
+	(*GetRequest)(nil),             // 12: logmirror.kv.v1.GetRequest
+	(*GetResponse)(nil),            // 13: logmirror.kv.v1.GetResponse
+	(*ListRequest)(nil),            // 14: logmirror.kv.v1.ListRequest
+	(*ListResponse)(nil),           // 15: logmirror.kv.v1.ListResponse
+	(*DeleteRequest)(nil),          // 16: logmirror.kv.v1.DeleteRequest
+	(*DeleteResponse)(nil),         // 17: logmirror.kv.v1.DeleteResponse
+	(*CompareAndSwapRequest)(nil),  // 18: logmirror.kv.v1.CompareAndSwapRequest
+	(*CompareAndSwapResponse)(nil), // 19: logmirror.kv.v1.CompareAndSwapResponse
+	(*Compare)(nil),                // 20: logmirror.kv.v1.Compare
+	(*TxnRequest)(nil),             // 21: logmirror.kv.v1.TxnRequest
+	(*TxnOperation)(nil),           // 22: logmirror.kv.v1.TxnOperation
+	(*TxnResponse)(nil),            // 23: logmirror.kv.v1.TxnResponse
+	(*TxnResult)(nil),              // 24: logmirror.kv.v1.TxnResult
+	(*CompactRequest)(nil),         // 25: logmirror.kv.v1.CompactRequest
+	(*CompactResponse)(nil),        // 26: logmirror.kv.v1.CompactResponse
+	(*WatchRequest)(nil),           // 27: logmirror.kv.v1.WatchRequest
+	(*WatchResponse)(nil),          // 28: logmirror.kv.v1.WatchResponse
+	(*Event)(nil),                  // 29: logmirror.kv.v1.Event
+	(*GrantRequest)(nil),           // 30: logmirror.kv.v1.GrantRequest
+	(*GrantResponse)(nil),          // 31: logmirror.kv.v1.GrantResponse
+	(*RevokeRequest)(nil),          // 32: logmirror.kv.v1.RevokeRequest
+	(*RevokeResponse)(nil),         // 33: logmirror.kv.v1.RevokeResponse
+	(*KeepAliveRequest)(nil),       // 34: logmirror.kv.v1.KeepAliveRequest
+	(*KeepAliveResponse)(nil),      // 35: logmirror.kv.v1.KeepAliveResponse
+	(*TimeToLiveRequest)(nil),      // 36: logmirror.kv.v1.TimeToLiveRequest
+	(*TimeToLiveResponse)(nil),     // 37: logmirror.kv.v1.TimeToLiveResponse
+	(*ListLeasesRequest)(nil),      // 38: logmirror.kv.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),     // 39: logmirror.kv.v1.ListLeasesResponse
+	(*LeaseStatus)(nil),            // 40: logmirror.kv.v1.LeaseStatus
+	(*GenerateRequest)(nil),        // 41: logmirror.kv.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 42: logmirror.kv.v1.GenerateResponse
+	(*IdBlock)(nil),                // 43: logmirror.kv.v1.IdBlock
+	(*StatusRequest)(nil),          // 44: logmirror.kv.v1.StatusRequest
+	(*StatusResponse)(nil),         // 45: logmirror.kv.v1.StatusResponse
+	(*FrontendStatus)(nil),         // 46: logmirror.kv.v1.FrontendStatus
+	(*LogStatus)(nil),              // 47: logmirror.kv.v1.LogStatus
+	(*LogMemberStatus)(nil),        // 48: logmirror.kv.v1.LogMemberStatus
+	(*TxnOperation_Put)(nil),       // 49: logmirror.kv.v1.TxnOperation.Put
+	(*TxnOperation_Delete)(nil),    // 50: logmirror.kv.v1.TxnOperation.Delete
+	(*TxnOperation_Read)(nil),      // 51: logmirror.kv.v1.TxnOperation.Read
+	(*TxnOperation_Nested)(nil),    // 52: logmirror.kv.v1.TxnOperation.Nested
+	(*TxnResult_Put)(nil),          // 53: logmirror.kv.v1.TxnResult.Put
+	(*TxnResult_Delete)(nil),       // 54: logmirror.kv.v1.TxnResult.Delete
+	(*TxnResult_Read)(nil),         // 55: logmirror.kv.v1.TxnResult.Read
+	(*TxnResult_Nested)(nil),       // 56: logmirror.kv.v1.TxnResult.Nested
+	(*WatchRequest_Create)(nil),    // 57: logmirror.kv.v1.WatchRequest.Create
+	(*WatchRequest_Cancel)(nil),    // 58: logmirror.kv.v1.WatchRequest.Cancel
+	(*WatchRequest_Progress)(nil),  // 59: logmirror.kv.v1.WatchRequest.Progress
 }
 var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	0,  // 0: logmirror.kv.v1.Consistency.level:type_name -> logmirror.kv.v1.Consistency.Level
 	6,  // 1: logmirror.kv.v1.Consistency.at_least:type_name -> logmirror.kv.v1.Token
-	8,  // 2: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 3: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 4: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
-	7,  // 5: logmirror.kv.v1.GetRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	5,  // 6: logmirror.kv.v1.GetResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 7: logmirror.kv.v1.GetResponse.key_value:type_name -> logmirror.kv.v1.KeyValue
-	7,  // 8: logmirror.kv.v1.ListRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	5,  // 9: logmirror.kv.v1.ListResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 10: logmirror.kv.v1.ListResponse.key_values:type_name -> logmirror.kv.v1.KeyValue
-	8,  // 11: logmirror.kv.v1.DeleteRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 12: logmirror.kv.v1.DeleteResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 13: logmirror.kv.v1.DeleteResponse.previous:type_name -> logmirror.kv.v1.KeyValue
-	8,  // 14: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 15: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	4,  // 16: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
-	1,  // 17: logmirror.kv.v1.Compare.relation:type_name -> logmirror.kv.v1.Compare.Relation
-	19, // 18: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
-	21, // 19: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
-	21, // 20: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
-	8,  // 21: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	7,  // 22: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	48, // 23: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
-	49, // 24: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
-	50, // 25: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
-	51, // 26: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
-	5,  // 27: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	23, // 28: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
-	52, // 29: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
-	53, // 30: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
-	54, // 31: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
-	55, // 32: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
-	8,  // 33: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 34: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	56, // 35: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
-	57, // 36: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
-	58, // 37: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
-	5,  // 38: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	28, // 39: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
-	2,  // 40: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
-	4,  // 41: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 42: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
-	8,  // 43: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 44: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	8,  // 45: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 46: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 47: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 48: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 49: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	39, // 50: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
-	3,  // 51: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
-	8,  // 52: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 53: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	42, // 54: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
-	5,  // 55: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	45, // 56: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
-	46, // 57: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
-	47, // 58: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
-	19, // 59: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
-	21, // 60: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
-	21, // 61: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
-	4,  // 62: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 63: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 64: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
-	23, // 65: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
-	9,  // 66: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
-	11, // 67: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
-	13, // 68: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
-	15, // 69: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
-	17, // 70: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
-	20, // 71: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
-	24, // 72: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
-	26, // 73: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
-	29, // 74: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
-	31, // 75: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
-	33, // 76: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
-	35, // 77: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
-	37, // 78: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
-	40, // 79: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
-	43, // 80: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
-	10, // 81: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
-	12, // 82: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
-	14, // 83: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
-	16, // 84: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
-	18, // 85: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
-	22, // 86: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
-	25, // 87: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
-	27, // 88: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
-	30, // 89: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
-	32, // 90: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
-	34, // 91: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
-	36, // 92: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
-	38, // 93: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
-	41, // 94: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
-	44, // 95: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
-	81, // [81:96] is the sub-list for method output_type
-	66, // [66:81] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	5,  // 2: logmirror.kv.v1.SyncIncomplete.header:type_name -> logmirror.kv.v1.ResponseHeader
+	46, // 3: logmirror.kv.v1.SyncIncomplete.missing:type_name -> logmirror.kv.v1.FrontendStatus
+	8,  // 4: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 5: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 6: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
+	7,  // 7: logmirror.kv.v1.GetRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	5,  // 8: logmirror.kv.v1.GetResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 9: logmirror.kv.v1.GetResponse.key_value:type_name -> logmirror.kv.v1.KeyValue
+	7,  // 10: logmirror.kv.v1.ListRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	5,  // 11: logmirror.kv.v1.ListResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 12: logmirror.kv.v1.ListResponse.key_values:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 13: logmirror.kv.v1.DeleteRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 14: logmirror.kv.v1.DeleteResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 15: logmirror.kv.v1.DeleteResponse.previous:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 16: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 17: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	4,  // 18: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
+	1,  // 19: logmirror.kv.v1.Compare.relation:type_name -> logmirror.kv.v1.Compare.Relation
+	20, // 20: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
+	22, // 21: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
+	22, // 22: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
+	8,  // 23: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	7,  // 24: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	49, // 25: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
+	50, // 26: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
+	51, // 27: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
+	52, // 28: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
+	5,  // 29: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	24, // 30: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
+	53, // 31: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
+	54, // 32: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
+	55, // 33: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
+	56, // 34: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
+	8,  // 35: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 36: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	57, // 37: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
+	58, // 38: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
+	59, // 39: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
+	5,  // 40: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	29, // 41: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
+	2,  // 42: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
+	4,  // 43: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 44: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 45: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 46: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	8,  // 47: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 48: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 49: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 50: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 51: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	40, // 52: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
+	3,  // 53: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
+	8,  // 54: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 55: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	43, // 56: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
+	5,  // 57: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	46, // 58: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
+	47, // 59: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
+	48, // 60: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
+	20, // 61: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
+	22, // 62: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
+	22, // 63: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
+	4,  // 64: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 65: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 66: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
+	24, // 67: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
+	10, // 68: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
+	12, // 69: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
+	14, // 70: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
+	16, // 71: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
+	18, // 72: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
+	21, // 73: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
+	25, // 74: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
+	27, // 75: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
+	30, // 76: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
+	32, // 77: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
+	34, // 78: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
+	36, // 79: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
+	38, // 80: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
+	41, // 81: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
+	44, // 82: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
+	11, // 83: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
+	13, // 84: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
+	15, // 85: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
+	17, // 86: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
+	19, // 87: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
+	23, // 88: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
+	26, // 89: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
+	28, // 90: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
+	31, // 91: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
+	33, // 92: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
+	35, // 93: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
+	37, // 94: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
+	39, // 95: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
+	42, // 96: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
+	45, // 97: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
+	83, // [83:98] is the sub-list for method output_type
+	68, // [68:83] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_kv_v1_kv_proto_init() }
@@ -4805,33 +4901,33 @@ func file_logmirror_kv_v1_kv_proto_init() {
 	if File_logmirror_kv_v1_kv_proto != nil {
 		return
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[13].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[14].OneofWrappers = []any{
 		(*CompareAndSwapRequest_Value)(nil),
 		(*CompareAndSwapRequest_ModRevision)(nil),
 		(*CompareAndSwapRequest_Absent)(nil),
 		(*CompareAndSwapRequest_Put)(nil),
 		(*CompareAndSwapRequest_Delete)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[15].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[16].OneofWrappers = []any{
 		(*Compare_Version)(nil),
 		(*Compare_CreateRevision)(nil),
 		(*Compare_ModRevision)(nil),
 		(*Compare_Value)(nil),
 		(*Compare_Lease)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[17].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[18].OneofWrappers = []any{
 		(*TxnOperation_Put_)(nil),
 		(*TxnOperation_Delete_)(nil),
 		(*TxnOperation_Read_)(nil),
 		(*TxnOperation_Nested_)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[19].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[20].OneofWrappers = []any{
 		(*TxnResult_Put_)(nil),
 		(*TxnResult_Delete_)(nil),
 		(*TxnResult_Read_)(nil),
 		(*TxnResult_Nested_)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[22].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[23].OneofWrappers = []any{
 		(*WatchRequest_Create_)(nil),
 		(*WatchRequest_Cancel_)(nil),
 		(*WatchRequest_Progress_)(nil),
@@ -4842,7 +4938,7 @@ func file_logmirror_kv_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_kv_v1_kv_proto_rawDesc), len(file_logmirror_kv_v1_kv_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   55,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -208,7 +208,7 @@ func (x Member_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Member_Role.Descriptor instead.
 func (Member_Role) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32, 0}
 }
 
 // Envelope is the data of one log entry.
@@ -1299,6 +1299,185 @@ func (x *ReadRoundResponse) GetFailure() string {
 	return ""
 }
 
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// The caller's session: reports for it come on this stream from now on. Zero in a message leaves it as it is.
+	Session       uint64           `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Applied       []*AppliedReport `protobuf:"bytes,3,rep,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReportRequest) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetApplied() []*AppliedReport {
+	if x != nil {
+		return x.Applied
+	}
+	return nil
+}
+
+type ReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message of the stream only.
+	Handshake     *Handshake       `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	Applied       []*AppliedReport `protobuf:"bytes,2,rep,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReportResponse) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetApplied() []*AppliedReport {
+	if x != nil {
+		return x.Applied
+	}
+	return nil
+}
+
+// AppliedReport says how far a mirror has applied the log.
+type AppliedReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session of the mirror that reports.
+	Session uint64 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The session that waits for it.
+	ProposerSession uint64 `protobuf:"varint,2,opt,name=proposer_session,json=proposerSession,proto3" json:"proposer_session,omitempty"`
+	// The mirror has applied every entry up to here.
+	Index         uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedReport) Reset() {
+	*x = AppliedReport{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedReport) ProtoMessage() {}
+
+func (x *AppliedReport) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedReport.ProtoReflect.Descriptor instead.
+func (*AppliedReport) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AppliedReport) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *AppliedReport) GetProposerSession() uint64 {
+	if x != nil {
+		return x.ProposerSession
+	}
+	return 0
+}
+
+func (x *AppliedReport) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1307,7 +1486,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1498,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1511,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
 }
 
 type StatusResponse struct {
@@ -1370,7 +1549,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1561,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1574,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusResponse) GetHandshake() *Handshake {
@@ -1540,7 +1719,7 @@ type CheckpointStatus struct {
 
 func (x *CheckpointStatus) Reset() {
 	*x = CheckpointStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1731,7 @@ func (x *CheckpointStatus) String() string {
 func (*CheckpointStatus) ProtoMessage() {}
 
 func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1744,7 @@ func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointStatus.ProtoReflect.Descriptor instead.
 func (*CheckpointStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckpointStatus) GetName() *CheckpointName {
@@ -1612,7 +1791,7 @@ type CheckpointProgress struct {
 
 func (x *CheckpointProgress) Reset() {
 	*x = CheckpointProgress{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1803,7 @@ func (x *CheckpointProgress) String() string {
 func (*CheckpointProgress) ProtoMessage() {}
 
 func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1816,7 @@ func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointProgress.ProtoReflect.Descriptor instead.
 func (*CheckpointProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckpointProgress) GetIndex() uint64 {
@@ -1679,7 +1858,7 @@ type CheckpointReport struct {
 
 func (x *CheckpointReport) Reset() {
 	*x = CheckpointReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1870,7 @@ func (x *CheckpointReport) String() string {
 func (*CheckpointReport) ProtoMessage() {}
 
 func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1883,7 @@ func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointReport.ProtoReflect.Descriptor instead.
 func (*CheckpointReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckpointReport) GetSession() uint64 {
@@ -1735,7 +1914,7 @@ type UploadCheckpointRequest struct {
 
 func (x *UploadCheckpointRequest) Reset() {
 	*x = UploadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1926,7 @@ func (x *UploadCheckpointRequest) String() string {
 func (*UploadCheckpointRequest) ProtoMessage() {}
 
 func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1939,7 @@ func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UploadCheckpointRequest) GetHandshake() *Handshake {
@@ -1801,7 +1980,7 @@ type UploadCheckpointResponse struct {
 
 func (x *UploadCheckpointResponse) Reset() {
 	*x = UploadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1992,7 @@ func (x *UploadCheckpointResponse) String() string {
 func (*UploadCheckpointResponse) ProtoMessage() {}
 
 func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2005,7 @@ func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UploadCheckpointResponse) GetHandshake() *Handshake {
@@ -1870,7 +2049,7 @@ type DownloadCheckpointRequest struct {
 
 func (x *DownloadCheckpointRequest) Reset() {
 	*x = DownloadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2061,7 @@ func (x *DownloadCheckpointRequest) String() string {
 func (*DownloadCheckpointRequest) ProtoMessage() {}
 
 func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2074,7 @@ func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DownloadCheckpointRequest) GetHandshake() *Handshake {
@@ -1936,7 +2115,7 @@ type DownloadCheckpointResponse struct {
 
 func (x *DownloadCheckpointResponse) Reset() {
 	*x = DownloadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2127,7 @@ func (x *DownloadCheckpointResponse) String() string {
 func (*DownloadCheckpointResponse) ProtoMessage() {}
 
 func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2140,7 @@ func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DownloadCheckpointResponse) GetHandshake() *Handshake {
@@ -2007,7 +2186,7 @@ type RequestCheckpointRequest struct {
 
 func (x *RequestCheckpointRequest) Reset() {
 	*x = RequestCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2198,7 @@ func (x *RequestCheckpointRequest) String() string {
 func (*RequestCheckpointRequest) ProtoMessage() {}
 
 func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2211,7 @@ func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 type RequestCheckpointResponse struct {
@@ -2044,7 +2223,7 @@ type RequestCheckpointResponse struct {
 
 func (x *RequestCheckpointResponse) Reset() {
 	*x = RequestCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2235,7 @@ func (x *RequestCheckpointResponse) String() string {
 func (*RequestCheckpointResponse) ProtoMessage() {}
 
 func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2248,7 @@ func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RequestCheckpointResponse) GetCheckpoint() *CheckpointName {
@@ -2094,7 +2273,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2285,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2298,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MemberStatus) GetId() uint64 {
@@ -2162,7 +2341,7 @@ type Membership struct {
 
 func (x *Membership) Reset() {
 	*x = Membership{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2353,7 @@ func (x *Membership) String() string {
 func (*Membership) ProtoMessage() {}
 
 func (x *Membership) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2366,7 @@ func (x *Membership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Membership.ProtoReflect.Descriptor instead.
 func (*Membership) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Membership) GetMembers() []*Member {
@@ -2218,7 +2397,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2409,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2422,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Member) GetId() uint64 {
@@ -2291,7 +2470,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2482,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2495,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TransferLeadershipRequest) GetTargetId() uint64 {
@@ -2335,7 +2514,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2526,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2539,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() uint64 {
@@ -2468,7 +2647,18 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x18\n" +
-	"\afailure\x18\x04 \x01(\tR\afailure\"\x0f\n" +
+	"\afailure\x18\x04 \x01(\tR\afailure\"\x9f\x01\n" +
+	"\rReportRequest\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x129\n" +
+	"\aapplied\x18\x03 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\"\x86\x01\n" +
+	"\x0eReportResponse\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x129\n" +
+	"\aapplied\x18\x02 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\"j\n" +
+	"\rAppliedReport\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12)\n" +
+	"\x10proposer_session\x18\x02 \x01(\x04R\x0fproposerSession\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x0f\n" +
 	"\rStatusRequest\"\x95\x06\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x1b\n" +
@@ -2565,12 +2755,13 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x0fENTRY_KIND_TICK\x10\x04\x12\x19\n" +
 	"\x15ENTRY_KIND_MEMBERSHIP\x10\x05\x12!\n" +
 	"\x1dENTRY_KIND_CHECKPOINT_REQUEST\x10\x06\x12 \n" +
-	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\x8e\x06\n" +
+	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\xdf\x06\n" +
 	"\n" +
 	"LogService\x12O\n" +
 	"\x06Append\x12\x1f.logmirror.log.v1.AppendRequest\x1a .logmirror.log.v1.AppendResponse(\x010\x01\x12G\n" +
 	"\x04Tail\x12\x1d.logmirror.log.v1.TailRequest\x1a\x1e.logmirror.log.v1.TailResponse0\x01\x12X\n" +
-	"\tReadRound\x12\".logmirror.log.v1.ReadRoundRequest\x1a#.logmirror.log.v1.ReadRoundResponse(\x010\x01\x12K\n" +
+	"\tReadRound\x12\".logmirror.log.v1.ReadRoundRequest\x1a#.logmirror.log.v1.ReadRoundResponse(\x010\x01\x12O\n" +
+	"\x06Report\x12\x1f.logmirror.log.v1.ReportRequest\x1a .logmirror.log.v1.ReportResponse(\x010\x01\x12K\n" +
 	"\x06Status\x12\x1f.logmirror.log.v1.StatusRequest\x1a .logmirror.log.v1.StatusResponse\x12o\n" +
 	"\x12TransferLeadership\x12+.logmirror.log.v1.TransferLeadershipRequest\x1a,.logmirror.log.v1.TransferLeadershipResponse\x12m\n" +
 	"\x10UploadCheckpoint\x12).logmirror.log.v1.UploadCheckpointRequest\x1a*.logmirror.log.v1.UploadCheckpointResponse(\x010\x01\x12q\n" +
@@ -2590,7 +2781,7 @@ func file_logmirror_log_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(EntryKind)(0),                     // 0: logmirror.log.v1.EntryKind
 	(AppendRejection_Reason)(0),        // 1: logmirror.log.v1.AppendRejection.Reason
@@ -2611,22 +2802,25 @@ var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(*TailResponse)(nil),               // 16: logmirror.log.v1.TailResponse
 	(*ReadRoundRequest)(nil),           // 17: logmirror.log.v1.ReadRoundRequest
 	(*ReadRoundResponse)(nil),          // 18: logmirror.log.v1.ReadRoundResponse
-	(*StatusRequest)(nil),              // 19: logmirror.log.v1.StatusRequest
-	(*StatusResponse)(nil),             // 20: logmirror.log.v1.StatusResponse
-	(*CheckpointStatus)(nil),           // 21: logmirror.log.v1.CheckpointStatus
-	(*CheckpointProgress)(nil),         // 22: logmirror.log.v1.CheckpointProgress
-	(*CheckpointReport)(nil),           // 23: logmirror.log.v1.CheckpointReport
-	(*UploadCheckpointRequest)(nil),    // 24: logmirror.log.v1.UploadCheckpointRequest
-	(*UploadCheckpointResponse)(nil),   // 25: logmirror.log.v1.UploadCheckpointResponse
-	(*DownloadCheckpointRequest)(nil),  // 26: logmirror.log.v1.DownloadCheckpointRequest
-	(*DownloadCheckpointResponse)(nil), // 27: logmirror.log.v1.DownloadCheckpointResponse
-	(*RequestCheckpointRequest)(nil),   // 28: logmirror.log.v1.RequestCheckpointRequest
-	(*RequestCheckpointResponse)(nil),  // 29: logmirror.log.v1.RequestCheckpointResponse
-	(*MemberStatus)(nil),               // 30: logmirror.log.v1.MemberStatus
-	(*Membership)(nil),                 // 31: logmirror.log.v1.Membership
-	(*Member)(nil),                     // 32: logmirror.log.v1.Member
-	(*TransferLeadershipRequest)(nil),  // 33: logmirror.log.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 34: logmirror.log.v1.TransferLeadershipResponse
+	(*ReportRequest)(nil),              // 19: logmirror.log.v1.ReportRequest
+	(*ReportResponse)(nil),             // 20: logmirror.log.v1.ReportResponse
+	(*AppliedReport)(nil),              // 21: logmirror.log.v1.AppliedReport
+	(*StatusRequest)(nil),              // 22: logmirror.log.v1.StatusRequest
+	(*StatusResponse)(nil),             // 23: logmirror.log.v1.StatusResponse
+	(*CheckpointStatus)(nil),           // 24: logmirror.log.v1.CheckpointStatus
+	(*CheckpointProgress)(nil),         // 25: logmirror.log.v1.CheckpointProgress
+	(*CheckpointReport)(nil),           // 26: logmirror.log.v1.CheckpointReport
+	(*UploadCheckpointRequest)(nil),    // 27: logmirror.log.v1.UploadCheckpointRequest
+	(*UploadCheckpointResponse)(nil),   // 28: logmirror.log.v1.UploadCheckpointResponse
+	(*DownloadCheckpointRequest)(nil),  // 29: logmirror.log.v1.DownloadCheckpointRequest
+	(*DownloadCheckpointResponse)(nil), // 30: logmirror.log.v1.DownloadCheckpointResponse
+	(*RequestCheckpointRequest)(nil),   // 31: logmirror.log.v1.RequestCheckpointRequest
+	(*RequestCheckpointResponse)(nil),  // 32: logmirror.log.v1.RequestCheckpointResponse
+	(*MemberStatus)(nil),               // 33: logmirror.log.v1.MemberStatus
+	(*Membership)(nil),                 // 34: logmirror.log.v1.Membership
+	(*Member)(nil),                     // 35: logmirror.log.v1.Member
+	(*TransferLeadershipRequest)(nil),  // 36: logmirror.log.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 37: logmirror.log.v1.TransferLeadershipResponse
 }
 var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	0,  // 0: logmirror.log.v1.Envelope.kind:type_name -> logmirror.log.v1.EntryKind
@@ -2642,48 +2836,54 @@ var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	10, // 10: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
 	10, // 11: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
 	9,  // 12: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
-	31, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
+	34, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
 	10, // 14: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
 	10, // 15: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 16: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	31, // 17: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
-	30, // 18: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
-	21, // 19: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	22, // 20: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
-	8,  // 21: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
-	23, // 22: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
-	8,  // 23: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
-	10, // 24: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	23, // 25: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
-	10, // 26: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 27: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	8,  // 28: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
-	10, // 29: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	8,  // 30: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
-	8,  // 31: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	32, // 32: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
-	2,  // 33: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
-	11, // 34: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
-	15, // 35: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
-	17, // 36: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
-	19, // 37: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
-	33, // 38: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
-	24, // 39: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
-	26, // 40: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
-	28, // 41: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
-	13, // 42: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
-	16, // 43: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
-	18, // 44: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
-	20, // 45: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
-	34, // 46: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
-	25, // 47: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
-	27, // 48: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
-	29, // 49: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
-	42, // [42:50] is the sub-list for method output_type
-	34, // [34:42] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	10, // 16: logmirror.log.v1.ReportRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	21, // 17: logmirror.log.v1.ReportRequest.applied:type_name -> logmirror.log.v1.AppliedReport
+	10, // 18: logmirror.log.v1.ReportResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	21, // 19: logmirror.log.v1.ReportResponse.applied:type_name -> logmirror.log.v1.AppliedReport
+	10, // 20: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	34, // 21: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
+	33, // 22: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
+	24, // 23: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	25, // 24: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
+	8,  // 25: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
+	26, // 26: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
+	8,  // 27: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
+	10, // 28: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	26, // 29: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
+	10, // 30: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	10, // 31: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	8,  // 32: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	10, // 33: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	8,  // 34: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
+	8,  // 35: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	35, // 36: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
+	2,  // 37: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
+	11, // 38: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
+	15, // 39: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
+	17, // 40: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
+	19, // 41: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
+	22, // 42: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
+	36, // 43: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
+	27, // 44: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
+	29, // 45: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
+	31, // 46: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
+	13, // 47: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
+	16, // 48: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
+	18, // 49: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
+	20, // 50: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
+	23, // 51: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
+	37, // 52: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
+	28, // 53: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
+	30, // 54: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
+	32, // 55: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
+	47, // [47:56] is the sub-list for method output_type
+	38, // [38:47] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_log_proto_init() }
@@ -2697,7 +2897,7 @@ func file_logmirror_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_log_proto_rawDesc), len(file_logmirror_log_v1_log_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	LogService_Append_FullMethodName             = "/logmirror.log.v1.LogService/Append"
 	LogService_Tail_FullMethodName               = "/logmirror.log.v1.LogService/Tail"
 	LogService_ReadRound_FullMethodName          = "/logmirror.log.v1.LogService/ReadRound"
+	LogService_Report_FullMethodName             = "/logmirror.log.v1.LogService/Report"
 	LogService_Status_FullMethodName             = "/logmirror.log.v1.LogService/Status"
 	LogService_TransferLeadership_FullMethodName = "/logmirror.log.v1.LogService/TransferLeadership"
 	LogService_UploadCheckpoint_FullMethodName   = "/logmirror.log.v1.LogService/UploadCheckpoint"
@@ -49,6 +50,9 @@ type LogServiceClient interface {
 	// ReadRound answers each question with an index such that every write acknowledged anywhere before the question was
 	// received lies at or below it. Several questions may be under way at once; answers come in any order.
 	ReadRound(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReadRoundRequest, ReadRoundResponse], error)
+	// Report carries what mirrors tell each other through the members: how far they have applied the log, where the proposer
+	// of an entry waits for that. A report may be lost; whoever makes it repeats it.
+	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
 	// Status tells what this member knows of itself and of the others.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
@@ -119,6 +123,19 @@ func (c *logServiceClient) ReadRound(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type LogService_ReadRoundClient = grpc.BidiStreamingClient[ReadRoundRequest, ReadRoundResponse]
 
+func (c *logServiceClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[3], LogService_Report_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReportRequest, ReportResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportResponse]
+
 func (c *logServiceClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -141,7 +158,7 @@ func (c *logServiceClient) TransferLeadership(ctx context.Context, in *TransferL
 
 func (c *logServiceClient) UploadCheckpoint(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UploadCheckpointRequest, UploadCheckpointResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[3], LogService_UploadCheckpoint_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[4], LogService_UploadCheckpoint_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +171,7 @@ type LogService_UploadCheckpointClient = grpc.BidiStreamingClient[UploadCheckpoi
 
 func (c *logServiceClient) DownloadCheckpoint(ctx context.Context, in *DownloadCheckpointRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadCheckpointResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[4], LogService_DownloadCheckpoint_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[5], LogService_DownloadCheckpoint_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -198,6 +215,9 @@ type LogServiceServer interface {
 	// ReadRound answers each question with an index such that every write acknowledged anywhere before the question was
 	// received lies at or below it. Several questions may be under way at once; answers come in any order.
 	ReadRound(grpc.BidiStreamingServer[ReadRoundRequest, ReadRoundResponse]) error
+	// Report carries what mirrors tell each other through the members: how far they have applied the log, where the proposer
+	// of an entry waits for that. A report may be lost; whoever makes it repeats it.
+	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
 	// Status tells what this member knows of itself and of the others.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
@@ -231,6 +251,9 @@ func (UnimplementedLogServiceServer) Tail(*TailRequest, grpc.ServerStreamingServ
 }
 func (UnimplementedLogServiceServer) ReadRound(grpc.BidiStreamingServer[ReadRoundRequest, ReadRoundResponse]) error {
 	return status.Error(codes.Unimplemented, "method ReadRound not implemented")
+}
+func (UnimplementedLogServiceServer) Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error {
+	return status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedLogServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -292,6 +315,13 @@ func _LogService_ReadRound_Handler(srv interface{}, stream grpc.ServerStream) er
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type LogService_ReadRoundServer = grpc.BidiStreamingServer[ReadRoundRequest, ReadRoundResponse]
+
+func _LogService_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(LogServiceServer).Report(&grpc.GenericServerStream[ReportRequest, ReportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LogService_ReportServer = grpc.BidiStreamingServer[ReportRequest, ReportResponse]
 
 func _LogService_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
@@ -400,6 +430,12 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ReadRound",
 			Handler:       _LogService_ReadRound_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Report",
+			Handler:       _LogService_Report_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -641,6 +641,7 @@ type PeerFrame struct {
 	//	*PeerFrame_CheckpointWanted
 	//	*PeerFrame_CheckpointAsked
 	//	*PeerFrame_SnapshotProgress
+	//	*PeerFrame_AppliedReports
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -800,6 +801,15 @@ func (x *PeerFrame) GetSnapshotProgress() *SnapshotProgress {
 	return nil
 }
 
+func (x *PeerFrame) GetAppliedReports() *AppliedReports {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_AppliedReports); ok {
+			return x.AppliedReports
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -857,6 +867,10 @@ type PeerFrame_SnapshotProgress struct {
 	SnapshotProgress *SnapshotProgress `protobuf:"bytes,13,opt,name=snapshot_progress,json=snapshotProgress,proto3,oneof"`
 }
 
+type PeerFrame_AppliedReports struct {
+	AppliedReports *AppliedReports `protobuf:"bytes,14,opt,name=applied_reports,json=appliedReports,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -882,6 +896,8 @@ func (*PeerFrame_CheckpointWanted) isPeerFrame_Frame() {}
 func (*PeerFrame_CheckpointAsked) isPeerFrame_Frame() {}
 
 func (*PeerFrame_SnapshotProgress) isPeerFrame_Frame() {}
+
+func (*PeerFrame_AppliedReports) isPeerFrame_Frame() {}
 
 // CheckpointsHeld tells the leader what a member holds durably, sealed or not.
 type CheckpointsHeld struct {
@@ -928,6 +944,51 @@ func (x *CheckpointsHeld) GetCheckpoints() []*CheckpointName {
 	return nil
 }
 
+// AppliedReports are passed on to every member: one of them has the stream of the proposer that waits.
+type AppliedReports struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reports       []*AppliedReport       `protobuf:"bytes,1,rep,name=reports,proto3" json:"reports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedReports) Reset() {
+	*x = AppliedReports{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedReports) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedReports) ProtoMessage() {}
+
+func (x *AppliedReports) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedReports.ProtoReflect.Descriptor instead.
+func (*AppliedReports) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AppliedReports) GetReports() []*AppliedReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
 // CheckpointWanted asks a member to fetch a checkpoint from one that holds it.
 type CheckpointWanted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -939,7 +1000,7 @@ type CheckpointWanted struct {
 
 func (x *CheckpointWanted) Reset() {
 	*x = CheckpointWanted{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1012,7 @@ func (x *CheckpointWanted) String() string {
 func (*CheckpointWanted) ProtoMessage() {}
 
 func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1025,7 @@ func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointWanted.ProtoReflect.Descriptor instead.
 func (*CheckpointWanted) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CheckpointWanted) GetCheckpoint() *CheckpointName {
@@ -991,7 +1052,7 @@ type CheckpointAsked struct {
 
 func (x *CheckpointAsked) Reset() {
 	*x = CheckpointAsked{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1064,7 @@ func (x *CheckpointAsked) String() string {
 func (*CheckpointAsked) ProtoMessage() {}
 
 func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1077,7 @@ func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointAsked.ProtoReflect.Descriptor instead.
 func (*CheckpointAsked) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CheckpointAsked) GetAfterIndex() uint64 {
@@ -1038,7 +1099,7 @@ type SnapshotProgress struct {
 
 func (x *SnapshotProgress) Reset() {
 	*x = SnapshotProgress{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1111,7 @@ func (x *SnapshotProgress) String() string {
 func (*SnapshotProgress) ProtoMessage() {}
 
 func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1124,7 @@ func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
 func (*SnapshotProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SnapshotProgress) GetIndex() uint64 {
@@ -1093,7 +1154,7 @@ type VoterAck struct {
 
 func (x *VoterAck) Reset() {
 	*x = VoterAck{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1166,7 @@ func (x *VoterAck) String() string {
 func (*VoterAck) ProtoMessage() {}
 
 func (x *VoterAck) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1179,7 @@ func (x *VoterAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoterAck.ProtoReflect.Descriptor instead.
 func (*VoterAck) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VoterAck) GetVoterId() uint64 {
@@ -1154,7 +1215,7 @@ type ForwardedProposal struct {
 
 func (x *ForwardedProposal) Reset() {
 	*x = ForwardedProposal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1227,7 @@ func (x *ForwardedProposal) String() string {
 func (*ForwardedProposal) ProtoMessage() {}
 
 func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1240,7 @@ func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedProposal.ProtoReflect.Descriptor instead.
 func (*ForwardedProposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ForwardedProposal) GetProposal() *Proposal {
@@ -1206,7 +1267,7 @@ type ForwardedRejection struct {
 
 func (x *ForwardedRejection) Reset() {
 	*x = ForwardedRejection{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1279,7 @@ func (x *ForwardedRejection) String() string {
 func (*ForwardedRejection) ProtoMessage() {}
 
 func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1292,7 @@ func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedRejection.ProtoReflect.Descriptor instead.
 func (*ForwardedRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ForwardedRejection) GetRejection() *AppendRejection {
@@ -1258,7 +1319,7 @@ type RoundQuestion struct {
 
 func (x *RoundQuestion) Reset() {
 	*x = RoundQuestion{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1331,7 @@ func (x *RoundQuestion) String() string {
 func (*RoundQuestion) ProtoMessage() {}
 
 func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1344,7 @@ func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundQuestion.ProtoReflect.Descriptor instead.
 func (*RoundQuestion) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RoundQuestion) GetId() uint64 {
@@ -1308,7 +1369,7 @@ type RoundAnswer struct {
 
 func (x *RoundAnswer) Reset() {
 	*x = RoundAnswer{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1381,7 @@ func (x *RoundAnswer) String() string {
 func (*RoundAnswer) ProtoMessage() {}
 
 func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1394,7 @@ func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundAnswer.ProtoReflect.Descriptor instead.
 func (*RoundAnswer) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RoundAnswer) GetId() uint64 {
@@ -1381,7 +1442,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1454,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1467,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -1467,7 +1528,7 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xdf\x06\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xac\a\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
 	"\x03ack\x18\x02 \x01(\v2\x1a.logmirror.log.v1.VoterAckH\x00R\x03ack\x12A\n" +
@@ -1482,10 +1543,13 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	" \x01(\v2\".logmirror.log.v1.CheckpointReportH\x00R\x10checkpointReport\x12Q\n" +
 	"\x11checkpoint_wanted\x18\v \x01(\v2\".logmirror.log.v1.CheckpointWantedH\x00R\x10checkpointWanted\x12N\n" +
 	"\x10checkpoint_asked\x18\f \x01(\v2!.logmirror.log.v1.CheckpointAskedH\x00R\x0fcheckpointAsked\x12Q\n" +
-	"\x11snapshot_progress\x18\r \x01(\v2\".logmirror.log.v1.SnapshotProgressH\x00R\x10snapshotProgressB\a\n" +
+	"\x11snapshot_progress\x18\r \x01(\v2\".logmirror.log.v1.SnapshotProgressH\x00R\x10snapshotProgress\x12K\n" +
+	"\x0fapplied_reports\x18\x0e \x01(\v2 .logmirror.log.v1.AppliedReportsH\x00R\x0eappliedReportsB\a\n" +
 	"\x05frame\"U\n" +
 	"\x0fCheckpointsHeld\x12B\n" +
-	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"n\n" +
+	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"K\n" +
+	"\x0eAppliedReports\x129\n" +
+	"\areports\x18\x01 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\areports\"n\n" +
 	"\x10CheckpointWanted\x12@\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2 .logmirror.log.v1.CheckpointNameR\n" +
@@ -1536,7 +1600,7 @@ func file_logmirror_log_v1_peer_proto_rawDescGZIP() []byte {
 	return file_logmirror_log_v1_peer_proto_rawDescData
 }
 
-var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*FetchLogRequest)(nil),         // 0: logmirror.log.v1.FetchLogRequest
 	(*FetchLogResponse)(nil),        // 1: logmirror.log.v1.FetchLogResponse
@@ -1549,64 +1613,68 @@ var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*SendResponse)(nil),            // 8: logmirror.log.v1.SendResponse
 	(*PeerFrame)(nil),               // 9: logmirror.log.v1.PeerFrame
 	(*CheckpointsHeld)(nil),         // 10: logmirror.log.v1.CheckpointsHeld
-	(*CheckpointWanted)(nil),        // 11: logmirror.log.v1.CheckpointWanted
-	(*CheckpointAsked)(nil),         // 12: logmirror.log.v1.CheckpointAsked
-	(*SnapshotProgress)(nil),        // 13: logmirror.log.v1.SnapshotProgress
-	(*VoterAck)(nil),                // 14: logmirror.log.v1.VoterAck
-	(*ForwardedProposal)(nil),       // 15: logmirror.log.v1.ForwardedProposal
-	(*ForwardedRejection)(nil),      // 16: logmirror.log.v1.ForwardedRejection
-	(*RoundQuestion)(nil),           // 17: logmirror.log.v1.RoundQuestion
-	(*RoundAnswer)(nil),             // 18: logmirror.log.v1.RoundAnswer
-	(*Ping)(nil),                    // 19: logmirror.log.v1.Ping
-	(*CheckpointName)(nil),          // 20: logmirror.log.v1.CheckpointName
-	(*Membership)(nil),              // 21: logmirror.log.v1.Membership
-	(*CheckpointStatus)(nil),        // 22: logmirror.log.v1.CheckpointStatus
-	(*Handshake)(nil),               // 23: logmirror.log.v1.Handshake
-	(*CheckpointReport)(nil),        // 24: logmirror.log.v1.CheckpointReport
-	(*Proposal)(nil),                // 25: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),         // 26: logmirror.log.v1.AppendRejection
+	(*AppliedReports)(nil),          // 11: logmirror.log.v1.AppliedReports
+	(*CheckpointWanted)(nil),        // 12: logmirror.log.v1.CheckpointWanted
+	(*CheckpointAsked)(nil),         // 13: logmirror.log.v1.CheckpointAsked
+	(*SnapshotProgress)(nil),        // 14: logmirror.log.v1.SnapshotProgress
+	(*VoterAck)(nil),                // 15: logmirror.log.v1.VoterAck
+	(*ForwardedProposal)(nil),       // 16: logmirror.log.v1.ForwardedProposal
+	(*ForwardedRejection)(nil),      // 17: logmirror.log.v1.ForwardedRejection
+	(*RoundQuestion)(nil),           // 18: logmirror.log.v1.RoundQuestion
+	(*RoundAnswer)(nil),             // 19: logmirror.log.v1.RoundAnswer
+	(*Ping)(nil),                    // 20: logmirror.log.v1.Ping
+	(*CheckpointName)(nil),          // 21: logmirror.log.v1.CheckpointName
+	(*Membership)(nil),              // 22: logmirror.log.v1.Membership
+	(*CheckpointStatus)(nil),        // 23: logmirror.log.v1.CheckpointStatus
+	(*Handshake)(nil),               // 24: logmirror.log.v1.Handshake
+	(*CheckpointReport)(nil),        // 25: logmirror.log.v1.CheckpointReport
+	(*AppliedReport)(nil),           // 26: logmirror.log.v1.AppliedReport
+	(*Proposal)(nil),                // 27: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 28: logmirror.log.v1.AppendRejection
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
 	6,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	6,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	2,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
 	6,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	20, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	21, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
 	6,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	20, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	21, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
-	22, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	23, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
+	21, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	22, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
+	23, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	24, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
 	6,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	9,  // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
 	6,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	14, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
-	15, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
-	16, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
-	17, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
-	18, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
-	19, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
-	19, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
+	15, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
+	16, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
+	17, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
+	18, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
+	19, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
+	20, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
+	20, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
 	10, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
-	24, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
-	11, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
-	12, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
-	13, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
-	20, // 25: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
-	20, // 26: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	25, // 27: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	26, // 28: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	7,  // 29: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	0,  // 30: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
-	3,  // 31: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
-	8,  // 32: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	1,  // 33: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
-	4,  // 34: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
-	32, // [32:35] is the sub-list for method output_type
-	29, // [29:32] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	25, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
+	12, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
+	13, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
+	14, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
+	11, // 25: logmirror.log.v1.PeerFrame.applied_reports:type_name -> logmirror.log.v1.AppliedReports
+	21, // 26: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	26, // 27: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
+	21, // 28: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	27, // 29: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	28, // 30: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	7,  // 31: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	0,  // 32: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	3,  // 33: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	8,  // 34: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	1,  // 35: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	4,  // 36: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -1629,6 +1697,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_CheckpointWanted)(nil),
 		(*PeerFrame_CheckpointAsked)(nil),
 		(*PeerFrame_SnapshotProgress)(nil),
+		(*PeerFrame_AppliedReports)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1636,7 +1705,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_peer_proto_rawDesc), len(file_logmirror_log_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
