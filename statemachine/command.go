@@ -16,10 +16,11 @@ type Result struct {
 	// outcome both are those of the first time.
 	Index    uint64
 	Revision int64
-	// Exactly one of these is set for a successful Txn, Put or DeleteRange.
+	// Exactly one of these is set for a successful Txn, Put, DeleteRange or Mutate.
 	Txn    *TxnResult
 	Put    *PutResult
 	Delete *DeleteResult
+	Mutate *MutateResult
 	// LeaseID and LeaseTTLSeconds are set for the lease commands. The TTL is what was granted.
 	LeaseID         int64
 	LeaseTTLSeconds int64
@@ -28,7 +29,7 @@ type Result struct {
 	// Replayed: the request id was known; this is the first outcome again.
 	Replayed bool
 	// Truncated: a replayed outcome whose key-values were too large to be remembered. Whether it succeeded, counts
-	// and revision are as they were; Previous, KVs and, of a transaction, Operations are missing.
+	// and revision are as they were; Previous, Current, KVs and, of a transaction, Operations are missing.
 	Truncated bool
 }
 
@@ -51,6 +52,7 @@ type OperationResult struct {
 	Put    *PutResult
 	Delete *DeleteResult
 	Txn    *TxnResult
+	Mutate *MutateResult `json:",omitempty"`
 }
 
 // TxnResult is the outcome of a transaction.
@@ -97,6 +99,8 @@ func (m *Machine) executeCommand(e *entry, c *command, wanted bool) (Result, err
 		result.Delete, err = m.executeDelete(e, &w, c.message.(*commandv1.DeleteRange), wanted)
 	case fieldCommandTxn:
 		result.Txn, err = m.executeTxn(e, &w, c.message.(*commandv1.Txn), wanted)
+	case fieldCommandMutate:
+		result.Mutate, err = m.executeMutate(e, &w, c.message.(*commandv1.Mutate), wanted)
 	case fieldCommandCompact:
 		err = m.executeCompact(c.message.(*commandv1.Compact))
 	case fieldCommandLeaseGrant:

@@ -104,7 +104,8 @@ func putCost(p *putCommand) int64 {
 	return int64(len(p.key)+len(p.value)) + keyspace.VersionOverheadBytes
 }
 
-// txnCost is the cost of the dearer of a transaction's two lists, as etcd counts it; zero if neither puts anything.
+// txnCost is the cost of the dearer of a transaction's two lists, as etcd counts it; zero if neither puts anything. Of a
+// mutation it counts all but the value, which the state decides.
 func txnCost(t *commandv1.Txn) int64 {
 	return max(operationsCost(t.GetSuccess()), operationsCost(t.GetFailure()))
 }
@@ -115,6 +116,8 @@ func operationsCost(operations []*commandv1.TxnOperation) (cost int64) {
 		case *commandv1.TxnOperation_Put:
 			put := putOf(o.Put)
 			cost += putCost(&put)
+		case *commandv1.TxnOperation_Mutate:
+			cost += putCost(&putCommand{key: o.Mutate.GetKey()})
 		case *commandv1.TxnOperation_Txn:
 			cost += txnCost(o.Txn)
 		}

@@ -31,6 +31,7 @@ const (
 	fieldCommandIDNodeExtend  protowire.Number = 16
 	fieldCommandIDSegment     protowire.Number = 17
 	fieldCommandIDSequence    protowire.Number = 18
+	fieldCommandMutate        protowire.Number = 19
 )
 
 // command is one decoded command. A Put, the command that there are most of, is decoded in place; the others are the
@@ -110,7 +111,7 @@ func (c *command) decode(b []byte) error {
 				return fmt.Errorf("%w: command", ErrMalformed)
 			}
 			c.reportApplied, b = v != 0, b[m:]
-		case field >= fieldCommandPut && field <= fieldCommandIDSequence && kind == protowire.BytesType:
+		case field >= fieldCommandPut && field <= fieldCommandMutate && kind == protowire.BytesType:
 			raw, m := protowire.ConsumeBytes(b)
 			if m < 0 {
 				return fmt.Errorf("%w: command", ErrMalformed)
@@ -162,6 +163,8 @@ func (c *command) decodeOperation() error {
 		c.message = new(commandv1.IdSegmentGrant)
 	case fieldCommandIDSequence:
 		c.message = new(commandv1.IdSequenceNext)
+	case fieldCommandMutate:
+		c.message = new(commandv1.Mutate)
 	}
 	if err := proto.Unmarshal(c.raw, c.message); err != nil {
 		return fmt.Errorf("%w: operation %d: %v", ErrMalformed, c.operation, err)
@@ -231,13 +234,23 @@ func understood(m proto.Message) bool {
 	if len(m.ProtoReflect().GetUnknown()) > 0 {
 		return false
 	}
-	if txn, ok := m.(*commandv1.Txn); ok {
-		for _, c := range txn.Compares {
+	switch m := m.(type) {
+	case *commandv1.Txn:
+		for _, c := range m.Compares {
 			if !understood(c) {
 				return false
 			}
 		}
-		return understoodOperations(txn.Success) && understoodOperations(txn.Failure)
+		return understoodOperations(m.Success) && understoodOperations(m.Failure)
+	case *commandv1.Mutate:
+		switch change := m.Change.(type) {
+		case *commandv1.Mutate_Insert_:
+			return understood(change.Insert)
+		case *commandv1.Mutate_Remove_:
+			return understood(change.Remove)
+		case *commandv1.Mutate_Append_:
+			return understood(change.Append)
+		}
 	}
 	return true
 }
@@ -257,6 +270,8 @@ func understoodOperations(operations []*commandv1.TxnOperation) bool {
 			ok = understood(o.DeleteRange)
 		case *commandv1.TxnOperation_Txn:
 			ok = understood(o.Txn)
+		case *commandv1.TxnOperation_Mutate:
+			ok = understood(o.Mutate)
 		}
 		if !ok {
 			return false

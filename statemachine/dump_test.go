@@ -82,6 +82,8 @@ func formatOperation(o OperationResult) string {
 		return formatDelete(o.Delete)
 	case o.Txn != nil:
 		return formatTxn(o.Txn)
+	case o.Mutate != nil:
+		return formatMutate(o.Mutate)
 	default:
 		return "nothing"
 	}
@@ -92,6 +94,22 @@ func formatPut(p *PutResult) string {
 		return "put"
 	}
 	return "put previous {" + formatVersion(*p.Previous) + "}"
+}
+
+func formatMutate(r *MutateResult) string {
+	s := fmt.Sprintf("mutate changed=%v", r.Changed)
+	for _, n := range []struct {
+		what  string
+		value int64
+	}{{"integer", r.Integer}, {"members", r.Members}, {"members changed", r.MembersChanged}} {
+		if n.value != 0 {
+			s += fmt.Sprintf(" %s=%d", n.what, n.value)
+		}
+	}
+	if r.Current != nil {
+		s += " {" + formatVersion(*r.Current) + "}"
+	}
+	return s
 }
 
 func formatDelete(d *DeleteResult) string {
@@ -122,6 +140,8 @@ func formatResult(r Result) string {
 		parts = append(parts, formatDelete(r.Delete))
 	case r.Txn != nil:
 		parts = append(parts, formatTxn(r.Txn))
+	case r.Mutate != nil:
+		parts = append(parts, formatMutate(r.Mutate))
 	case r.ID != nil:
 		parts = append(parts, fmt.Sprintf("id %+v", *r.ID))
 	case r.Err == nil && r.LeaseID != 0:

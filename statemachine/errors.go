@@ -51,6 +51,18 @@ var (
 	ErrApplyVersion = errors.New("apply version cannot be raised")
 	// ErrRegionFenced: the session of the command was ended by a fence earlier in its own batch. Not applied.
 	ErrRegionFenced = errors.New("region is fenced")
+	// ErrNotInteger: the value of a key whose integer is to be changed is none.
+	ErrNotInteger = errors.New("value is not an integer")
+	// ErrIntegerRange: the sum is not within 64 bits.
+	ErrIntegerRange = errors.New("integer is out of range")
+	// ErrNotSet: the value of a key whose set is to be changed is none.
+	ErrNotSet = errors.New("value is not a set")
+	// ErrEmptyMember: a member of a set that has no bytes.
+	ErrEmptyMember = errors.New("member of a set is empty")
+	// ErrOverLimit: a set or value would grow beyond the bound that the mutation names.
+	ErrOverLimit = errors.New("limit of the mutation would be exceeded")
+	// ErrValueTooLarge: a mutation would make a value larger than mutations may.
+	ErrValueTooLarge = errors.New("value would be too large")
 	// ErrRequestIDMalformed: a request id is not "<log index>-<unique>".
 	ErrRequestIDMalformed = errors.New("malformed request id")
 	// ErrRequestIDFuture: a request id names an index that is not below its own entry's.
@@ -127,6 +139,12 @@ var outcomeErrors = [...]error{
 	27: ErrIDNames,
 	28: ErrIDName,
 	29: ErrIDCount,
+	30: ErrNotInteger,
+	31: ErrIntegerRange,
+	32: ErrNotSet,
+	33: ErrEmptyMember,
+	34: ErrOverLimit,
+	35: ErrValueTooLarge,
 }
 
 // codeRefused is the code of errRefused.

@@ -81,6 +81,7 @@ type exportedRequest struct {
 	Txn             *TxnResult    `json:",omitempty"`
 	Put             *PutResult    `json:",omitempty"`
 	Delete          *DeleteResult `json:",omitempty"`
+	Mutate          *MutateResult `json:",omitempty"`
 }
 
 // Export takes the state beside the key space: of the leases those named, of the request ids those decided above the
@@ -214,6 +215,7 @@ func encodeRequest(r *requestRecord) ([]byte, error) {
 		ID: []byte(r.id), Hash: r.hash[:], Index: r.index, LogTime: r.logTime,
 		Code: o.code, Truncated: o.truncated, Revision: o.revision,
 		LeaseID: o.leaseID, LeaseTTLSeconds: o.leaseTTLSeconds, Granted: o.id, Txn: o.txn, Put: o.put, Delete: o.delete,
+		Mutate: o.mutate,
 	})
 }
 
@@ -225,6 +227,7 @@ func decodeRequest(row []byte) (*requestRecord, error) {
 	r := &requestRecord{id: string(x.ID), index: x.Index, logTime: x.LogTime, outcome: outcome{
 		code: x.Code, truncated: x.Truncated, revision: x.Revision,
 		leaseID: x.LeaseID, leaseTTLSeconds: x.LeaseTTLSeconds, id: x.Granted, txn: x.Txn, put: x.Put, delete: x.Delete,
+		mutate: x.Mutate,
 	}}
 	if len(x.Hash) != len(r.hash) || int(x.Code) >= len(outcomeErrors) {
 		return nil, fmt.Errorf("%w: request id %q", ErrInconsistent, x.ID)

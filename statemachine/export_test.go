@@ -217,7 +217,7 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[requestRecord]():   {"id", "hash", "index", "logTime", "outcome"},
 		reflect.TypeFor[retentionSample](): {"logTime", "revision"},
 		reflect.TypeFor[outcome](): {
-			"code", "truncated", "revision", "leaseID", "leaseTTLSeconds", "id", "txn", "put", "delete",
+			"code", "truncated", "revision", "leaseID", "leaseTTLSeconds", "id", "txn", "put", "delete", "mutate",
 		},
 		reflect.TypeFor[idTables](): {"nodes", "ranges", "sequences"},
 		reflect.TypeFor[idNode]():   {"holder", "until"},

@@ -12,7 +12,8 @@ import (
 )
 
 // ApplyVersion is the highest apply version that this build understands. Each change of what apply does raises it and
-// branches on Machine.applyVersion, so that a cluster changes over at one entry.
+// branches on Machine.applyVersion, so that a cluster changes over at one entry. Version 1 is what the first release will
+// do: what is added before it branches on nothing.
 const ApplyVersion = 1
 
 const (

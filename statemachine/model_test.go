@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
+	"math/big"
 	"slices"
 	"sort"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -118,6 +121,139 @@ func (a *attempt) put(p *commandv1.Put) (string, error) {
 		return "put previous {" + before.format(key) + "}", nil
 	}
 	return "put", nil
+}
+
+// modelSet reads an encoded set; false where the value is none.
+func modelSet(value string) (members []string, ok bool) {
+	if value == "" {
+		return nil, true
+	}
+	for line := range strings.SplitSeq(value, "\n") {
+		member := strings.NewReplacer(`\\`, `\`, `\n`, "\n").Replace(line)
+		if member == "" || modelLine(member) != line || len(members) > 0 && members[len(members)-1] >= member {
+			return nil, false
+		}
+		members = append(members, member)
+	}
+	return members, true
+}
+
+func modelLine(member string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(member, `\`, `\\`), "\n", `\n`)
+}
+
+func (a *attempt) mutate(c *commandv1.Mutate) (string, error) {
+	if _, ok := a.m.leases[c.Lease]; c.Lease != 0 && !ok {
+		return "", ErrLeaseNotFound
+	}
+	key := string(c.Key)
+	before, existed := a.keys[key]
+	value, result := "", ""
+	number := func(change int64, combine func(have, change *big.Int) *big.Int) error {
+		have, ok := new(big.Int).SetString(before.value, 10)
+		if !existed {
+			have, ok = nil, true
+		} else if ok && have.String() != before.value {
+			ok = false
+		}
+		if !ok || have != nil && !have.IsInt64() {
+			return ErrNotInteger
+		}
+		after := combine(have, big.NewInt(change))
+		if !after.IsInt64() {
+			return ErrIntegerRange
+		}
+		if value = after.String(); value != "0" {
+			result = " integer=" + value
+		}
+		return nil
+	}
+	set := func(named [][]byte, most int64, insert bool) error {
+		members, ok := modelSet(before.value)
+		if !ok {
+			return ErrNotSet
+		}
+		changed := 0
+		for _, m := range named {
+			if slices.Contains(members, string(m)) == insert {
+				continue
+			}
+			if changed++; insert {
+				members = append(members, string(m))
+			} else {
+				members = slices.DeleteFunc(members, func(other string) bool { return other == string(m) })
+			}
+		}
+		if most > 0 && changed > 0 && int64(len(members)) > most {
+			return ErrOverLimit
+		}
+		sort.Strings(members)
+		var lines []string
+		for _, m := range members {
+			lines = append(lines, modelLine(m))
+		}
+		value = strings.Join(lines, "\n")
+		if len(members) > 0 {
+			result += fmt.Sprintf(" members=%d", len(members))
+		}
+		if changed > 0 {
+			result += fmt.Sprintf(" members changed=%d", changed)
+		}
+		return nil
+	}
+	var err error
+	switch change := c.Change.(type) {
+	case *commandv1.Mutate_Add:
+		err = number(change.Add, func(have, change *big.Int) *big.Int {
+			if have == nil {
+				return change
+			}
+			return new(big.Int).Add(have, change)
+		})
+	case *commandv1.Mutate_Max:
+		err = number(change.Max, func(have, change *big.Int) *big.Int {
+			if have == nil || have.Cmp(change) < 0 {
+				return change
+			}
+			return have
+		})
+	case *commandv1.Mutate_Min:
+		err = number(change.Min, func(have, change *big.Int) *big.Int {
+			if have == nil || have.Cmp(change) > 0 {
+				return change
+			}
+			return have
+		})
+	case *commandv1.Mutate_Insert_:
+		err = set(change.Insert.Members, change.Insert.MembersMax, true)
+	case *commandv1.Mutate_Remove_:
+		err = set(change.Remove.Members, 0, false)
+	case *commandv1.Mutate_Append_:
+		value = before.value + string(change.Append.Data)
+		if most := change.Append.BytesMax; most > 0 && int64(len(value)) > most {
+			err = ErrOverLimit
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	after := modelKey{
+		value: value, create: a.m.revision + 1, modified: a.m.revision + 1, version: 1, attached: before.attached,
+	}
+	if existed {
+		after.create, after.version = before.create, before.version+1
+	}
+	if c.Lease != 0 {
+		after.attached = c.Lease
+	}
+	if !existed && c.GetRemove() != nil {
+		return "mutate changed=false" + result, nil
+	}
+	if existed && after.value == before.value && after.attached == before.attached {
+		return "mutate changed=false" + result + " {" + before.format(key) + "}", nil
+	}
+	a.keys[key], a.changed = after, true
+	return "mutate changed=true" + result + " {" + after.format(key) + "}", nil
 }
 
 func (a *attempt) delete(d *commandv1.DeleteRange) (string, error) {
@@ -252,6 +388,8 @@ func (a *attempt) txn(t *commandv1.Txn) (string, error) {
 			part, err = a.put(o.Put)
 		case *commandv1.TxnOperation_DeleteRange:
 			part, err = a.delete(o.DeleteRange)
+		case *commandv1.TxnOperation_Mutate:
+			part, err = a.mutate(o.Mutate)
 		case *commandv1.TxnOperation_Txn:
 			part, err = a.txn(o.Txn)
 		case *commandv1.TxnOperation_Range:
@@ -304,12 +442,16 @@ func conflict(list []*commandv1.TxnOperation) (puts []string, deletes []*command
 		}
 	}
 	for _, o := range list {
-		if p := o.GetPut(); p != nil {
-			if met(string(p.Key)) {
-				return nil, nil, true
-			}
-			puts = append(puts, string(p.Key))
+		key := o.GetPut().GetKey()
+		if c := o.GetMutate(); c != nil {
+			key = c.Key
+		} else if o.GetPut() == nil {
+			continue
 		}
+		if met(string(key)) {
+			return nil, nil, true
+		}
+		puts = append(puts, string(key))
 	}
 	return puts, deletes, false
 }
@@ -329,6 +471,8 @@ func (m *model) apply(c *commandv1.Command) (result string, err error) {
 			return "", ErrDuplicateKey
 		}
 		result, err = a.txn(o.Txn)
+	case *commandv1.Command_Mutate:
+		result, err = a.mutate(o.Mutate)
 	case *commandv1.Command_Compact:
 		switch revision := o.Compact.Revision; {
 		case revision <= m.compacted:
@@ -379,10 +523,46 @@ func genEnd() *rapid.Generator[[]byte] {
 	})
 }
 
+// values are those of puts: plain ones, and those that mutations meet or only nearly do.
+var values = []string{
+	"", "x", "y", "z", "7", "-3", "007", "-0", "9223372036854775807", "-9223372036854775808", "9223372036854775808",
+	"x\ny", "y\nx", "x\nx", "x\n", "x\\n\ny", "\\\\", "\\x", "\\",
+}
+
+func genMutate(t *rapid.T) *commandv1.Mutate {
+	c := &commandv1.Mutate{
+		Key: genKey().Draw(t, "mutate"), Lease: rapid.SampledFrom([]int64{0, 0, 0, 1, 2, 3}).Draw(t, "lease"),
+	}
+	number := rapid.SampledFrom([]int64{0, 1, -1, 5, -9, math.MaxInt64, math.MinInt64}).Draw(t, "number")
+	most := rapid.Int64Range(0, 5).Draw(t, "most")
+	members := func() (members [][]byte) {
+		for range rapid.IntRange(1, 3).Draw(t, "members") {
+			members = append(members, []byte(rapid.SampledFrom([]string{"x", "y", "z", "x\n", "\\", "\t", "\xff"}).Draw(t, "member")))
+		}
+		return members
+	}
+	switch rapid.IntRange(0, 6).Draw(t, "change") {
+	case 0, 1:
+		c.Change = &commandv1.Mutate_Add{Add: number}
+	case 2:
+		c.Change = &commandv1.Mutate_Max{Max: number}
+	case 3:
+		c.Change = &commandv1.Mutate_Min{Min: number}
+	case 4:
+		c.Change = &commandv1.Mutate_Insert_{Insert: &commandv1.Mutate_Insert{Members: members(), MembersMax: most}}
+	case 5:
+		c.Change = &commandv1.Mutate_Remove_{Remove: &commandv1.Mutate_Remove{Members: members()}}
+	default:
+		data := []byte(rapid.SampledFrom([]string{"1", "x", "\nz"}).Draw(t, "data"))
+		c.Change = &commandv1.Mutate_Append_{Append: &commandv1.Mutate_Append{Data: data, BytesMax: most}}
+	}
+	return c
+}
+
 func genPut(t *rapid.T) *commandv1.Put {
 	p := &commandv1.Put{Key: genKey().Draw(t, "put"), Previous: rapid.Bool().Draw(t, "previous")}
 	if p.IgnoreValue = rapid.IntRange(0, 5).Draw(t, "ignore value") == 0; !p.IgnoreValue {
-		p.Value = []byte(rapid.SampledFrom([]string{"", "x", "y", "z"}).Draw(t, "value"))
+		p.Value = []byte(rapid.SampledFrom(values).Draw(t, "value"))
 	}
 	if p.IgnoreLease = rapid.IntRange(0, 5).Draw(t, "ignore lease") == 0; !p.IgnoreLease {
 		p.Lease = rapid.SampledFrom([]int64{0, 0, 0, 1, 2, 3}).Draw(t, "lease")
@@ -443,12 +623,14 @@ func genTxn(t *rapid.T, depth int) *commandv1.Txn {
 	list := func() (list []*commandv1.TxnOperation) {
 		for range rapid.IntRange(0, 3).Draw(t, "operations") {
 			o := &commandv1.TxnOperation{}
-			switch kind := rapid.IntRange(0, 4).Draw(t, "operation"); {
+			switch kind := rapid.IntRange(0, 6).Draw(t, "operation"); {
 			case kind == 0:
 				o.Operation = &commandv1.TxnOperation_Range{Range: genRange(t)}
 			case kind == 1:
 				o.Operation = &commandv1.TxnOperation_DeleteRange{DeleteRange: genDelete(t)}
-			case kind == 2 && depth > 0:
+			case kind == 2 || kind == 3:
+				o.Operation = &commandv1.TxnOperation_Mutate{Mutate: genMutate(t)}
+			case kind == 4 && depth > 0:
 				o.Operation = &commandv1.TxnOperation_Txn{Txn: genTxn(t, depth-1)}
 			default:
 				o.Operation = &commandv1.TxnOperation_Put{Put: genPut(t)}
@@ -463,7 +645,7 @@ func genTxn(t *rapid.T, depth int) *commandv1.Txn {
 
 func genCommand(t *rapid.T) *commandv1.Command {
 	c := &commandv1.Command{}
-	switch rapid.IntRange(0, 11).Draw(t, "command") {
+	switch rapid.IntRange(0, 14).Draw(t, "command") {
 	case 0, 1, 2:
 		c.Operation = &commandv1.Command_Put{Put: genPut(t)}
 	case 3, 4:
@@ -480,6 +662,8 @@ func genCommand(t *rapid.T) *commandv1.Command {
 		c.Operation = &commandv1.Command_LeaseRevoke{LeaseRevoke: &commandv1.LeaseRevoke{
 			Id: rapid.Int64Range(1, 3).Draw(t, "revoke"),
 		}}
+	case 9, 10, 11:
+		c.Operation = &commandv1.Command_Mutate{Mutate: genMutate(t)}
 	default:
 		c.Operation = &commandv1.Command_Txn{Txn: genTxn(t, 2)}
 	}

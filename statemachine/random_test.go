@@ -94,12 +94,31 @@ func (g *randomLog) put() *commandv1.Put {
 	return p
 }
 
+func (g *randomLog) mutate() *commandv1.Mutate {
+	c := &commandv1.Mutate{Key: fmt.Appendf(nil, "m%d", g.r.IntN(6)), Lease: g.lease() * g.r.Int64N(2)}
+	switch g.r.IntN(5) {
+	case 0:
+		c.Change = &commandv1.Mutate_Max{Max: g.r.Int64N(100)}
+	case 1:
+		c.Change = &commandv1.Mutate_Insert_{Insert: &commandv1.Mutate_Insert{
+			Members: [][]byte{g.key(), g.key()}, MembersMax: g.r.Int64N(10),
+		}}
+	case 2:
+		c.Change = &commandv1.Mutate_Remove_{Remove: &commandv1.Mutate_Remove{Members: [][]byte{g.key(), g.key(), g.key()}}}
+	case 3:
+		c.Change = &commandv1.Mutate_Append_{Append: &commandv1.Mutate_Append{Data: g.key(), BytesMax: g.r.Int64N(2000)}}
+	default:
+		c.Change = &commandv1.Mutate_Add{Add: g.r.Int64N(10) - 3}
+	}
+	return c
+}
+
 func (g *randomLog) command() *commandv1.Command {
 	c := &commandv1.Command{}
 	if g.r.IntN(4) == 0 {
 		c.RequestId = fmt.Sprintf("%d-%d", max(g.index, 20)-g.r.Uint64N(20), g.r.IntN(5))
 	}
-	switch g.r.IntN(28) {
+	switch g.r.IntN(32) {
 	case 0, 1:
 		c.Operation = &commandv1.Command_LeaseGrant{LeaseGrant: &commandv1.LeaseGrant{Id: g.lease(), TtlSeconds: g.r.Int64N(12)}}
 	case 2:
@@ -136,6 +155,7 @@ func (g *randomLog) command() *commandv1.Command {
 				{Operation: &commandv1.TxnOperation_Range{Range: &commandv1.Range{Key: []byte("k"), RangeEnd: []byte("l"), Limit: 3}}},
 				{Operation: &commandv1.TxnOperation_Put{Put: g.put()}},
 				{Operation: &commandv1.TxnOperation_Put{Put: g.put()}},
+				{Operation: &commandv1.TxnOperation_Mutate{Mutate: g.mutate()}},
 			},
 			Failure: []*commandv1.TxnOperation{
 				{Operation: &commandv1.TxnOperation_DeleteRange{DeleteRange: &commandv1.DeleteRange{Key: g.key()}}},
@@ -158,6 +178,8 @@ func (g *randomLog) command() *commandv1.Command {
 		c.Operation = &commandv1.Command_IdSequenceNext{IdSequenceNext: &commandv1.IdSequenceNext{
 			Name: g.region(), Count: g.r.Int64N(8),
 		}}
+	case 28, 29, 30, 31:
+		c.Operation = &commandv1.Command_Mutate{Mutate: g.mutate()}
 	default:
 		c.Operation = &commandv1.Command_Put{Put: g.put()}
 	}

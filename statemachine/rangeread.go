@@ -210,7 +210,7 @@ func ReadOnly(t *commandv1.Txn) bool {
 func readOnlyOperations(operations []*commandv1.TxnOperation) bool {
 	for _, o := range operations {
 		switch o := o.GetOperation().(type) {
-		case *commandv1.TxnOperation_Put, *commandv1.TxnOperation_DeleteRange:
+		case *commandv1.TxnOperation_Put, *commandv1.TxnOperation_DeleteRange, *commandv1.TxnOperation_Mutate:
 			return false
 		case *commandv1.TxnOperation_Txn:
 			if !ReadOnly(o.Txn) {

@@ -40,6 +40,7 @@ type outcome struct {
 	txn             *TxnResult
 	put             *PutResult
 	delete          *DeleteResult
+	mutate          *MutateResult
 }
 
 // requestTable remembers request ids, oldest first, bounded by count and by age.
@@ -171,7 +172,7 @@ func (r *requestRecord) replay() Result {
 	o := &r.outcome
 	return Result{
 		Err: o.code.err(), Index: r.index, Revision: o.revision,
-		Txn: o.txn, Put: o.put, Delete: o.delete,
+		Txn: o.txn, Put: o.put, Delete: o.delete, Mutate: o.mutate,
 		LeaseID: o.leaseID, LeaseTTLSeconds: o.leaseTTLSeconds, ID: o.id,
 		Replayed: true, Truncated: o.truncated,
 	}
@@ -184,6 +185,7 @@ func outcomeOf(r *Result) outcome {
 	}
 	keeper := outcomeKeeper{left: maxOutcomeBytes}
 	o.put, o.delete, o.txn = keeper.put(r.Put), keeper.delete(r.Delete), keeper.txn(r.Txn)
+	o.mutate = keeper.mutate(r.Mutate)
 	if keeper.left >= 0 {
 		return o
 	}
@@ -193,6 +195,10 @@ func outcomeOf(r *Result) outcome {
 	}
 	if r.Delete != nil {
 		o.delete = &DeleteResult{Deleted: r.Delete.Deleted}
+	}
+	if r.Mutate != nil {
+		o.mutate = new(*r.Mutate)
+		o.mutate.Current = nil
 	}
 	if r.Txn != nil {
 		o.txn = &TxnResult{Succeeded: r.Txn.Succeeded}
@@ -256,6 +262,17 @@ func (k *outcomeKeeper) delete(r *DeleteResult) *DeleteResult {
 	return &DeleteResult{Deleted: r.Deleted, Previous: k.versions(r.Previous)}
 }
 
+func (k *outcomeKeeper) mutate(r *MutateResult) *MutateResult {
+	if r == nil {
+		return nil
+	}
+	kept := new(*r)
+	if r.Current != nil {
+		kept.Current = new(k.version(r.Current))
+	}
+	return kept
+}
+
 func (k *outcomeKeeper) txn(r *TxnResult) *TxnResult {
 	if r == nil || !k.fits(outcomeOperationBytes*len(r.Operations)) {
 		return nil
@@ -271,6 +288,7 @@ func (k *outcomeKeeper) txn(r *TxnResult) *TxnResult {
 		kept.Operations[i].Put = k.put(o.Put)
 		kept.Operations[i].Delete = k.delete(o.Delete)
 		kept.Operations[i].Txn = k.txn(o.Txn)
+		kept.Operations[i].Mutate = k.mutate(o.Mutate)
 		if k.left < 0 {
 			return nil
 		}

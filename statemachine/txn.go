@@ -14,6 +14,7 @@ type txnPath struct {
 	succeeded  bool
 	operations []*commandv1.TxnOperation
 	nested     []*txnPath // of the operations that are transactions, in order
+	mutations  []mutation // what becomes of the operations that are mutations, in order
 }
 
 func choosePath(sn *keyspace.Snapshot, t *commandv1.Txn) *txnPath {
@@ -117,10 +118,11 @@ func (m *Machine) executeTxn(e *entry, w *write, t *commandv1.Txn, wanted bool) 
 	}
 	view := m.space.WriterView()
 	path := choosePath(&view, t)
-	if err := m.checkPath(path, &deletedRanges{}); err != nil {
+	check := pathCheck{entry: e, cost: cost}
+	if err := m.checkPath(path, &check); err != nil {
 		return nil, err
 	}
-	if err := m.charge(e, cost); err != nil {
+	if err := m.charge(e, check.cost); err != nil {
 		return nil, err
 	}
 	return m.executePath(e, w, path, wanted)
@@ -146,10 +148,17 @@ func (d deletedRanges) cover(key []byte) bool {
 	return false
 }
 
-// checkPath checks, in their order, what the operations on a path need. A put that keeps the value or the lease of its
-// key needs the key to be there when its turn comes: no earlier operation may have deleted it. (None can have made it
-// anew, because no path puts a key twice.)
-func (m *Machine) checkPath(p *txnPath, deleted *deletedRanges) error {
+// pathCheck is what is known of a path up to the operation that is looked at.
+type pathCheck struct {
+	entry   *entry
+	deleted deletedRanges
+	cost    int64
+}
+
+// checkPath checks, in their order, what the operations on a path need, and works out what becomes of its mutations. What
+// a key holds when its turn comes is what it holds now, unless an earlier operation deletes it: none can make it anew,
+// because no path puts a key twice.
+func (m *Machine) checkPath(p *txnPath, check *pathCheck) error {
 	nested := p.nested
 	for _, o := range p.operations {
 		switch o := o.Operation.(type) {
@@ -162,13 +171,24 @@ func (m *Machine) checkPath(p *txnPath, deleted *deletedRanges) error {
 			if err := m.checkPut(&put); err != nil {
 				return err
 			}
-			if (put.ignoreValue || put.ignoreLease) && deleted.cover(put.key) {
+			if (put.ignoreValue || put.ignoreLease) && check.deleted.cover(put.key) {
 				return ErrKeyNotFound
 			}
 		case *commandv1.TxnOperation_DeleteRange:
-			*deleted = append(*deleted, o.DeleteRange)
+			check.deleted = append(check.deleted, o.DeleteRange)
+		case *commandv1.TxnOperation_Mutate:
+			outcome, err := m.checkMutate(o.Mutate, check.deleted.cover(o.Mutate.Key))
+			if err != nil {
+				return err
+			}
+			p.mutations = append(p.mutations, outcome)
+			// At once, so that outcomes are never larger together than what is left of the quota.
+			check.cost += int64(len(outcome.value))
+			if err := m.charge(check.entry, check.cost); err != nil {
+				return err
+			}
 		case *commandv1.TxnOperation_Txn:
-			if err := m.checkPath(nested[0], deleted); err != nil {
+			if err := m.checkPath(nested[0], check); err != nil {
 				return err
 			}
 			nested = nested[1:]
@@ -184,7 +204,7 @@ func (m *Machine) executePath(e *entry, w *write, p *txnPath, wanted bool) (*Txn
 	if wanted {
 		result.Operations = make([]OperationResult, len(p.operations))
 	}
-	nested := p.nested
+	nested, mutations := p.nested, p.mutations
 	for i, o := range p.operations {
 		var r OperationResult
 		switch o := o.Operation.(type) {
@@ -202,6 +222,9 @@ func (m *Machine) executePath(e *entry, w *write, p *txnPath, wanted bool) (*Txn
 			r.Put = m.put(e, w, &put, wanted)
 		case *commandv1.TxnOperation_DeleteRange:
 			r.Delete = m.deleteRange(e, w, o.DeleteRange, wanted)
+		case *commandv1.TxnOperation_Mutate:
+			r.Mutate = m.mutate(e, w, o.Mutate.Key, &mutations[0], wanted)
+			mutations = mutations[1:]
 		case *commandv1.TxnOperation_Txn:
 			var err error
 			if r.Txn, err = m.executePath(e, w, nested[0], wanted); err != nil {

@@ -72,6 +72,8 @@ func ValidateCommand(c *commandv1.Command, limits Limits) error {
 		return nil
 	case *commandv1.Command_Txn:
 		return ValidateTxn(o.Txn, limits)
+	case *commandv1.Command_Mutate:
+		return validateMutate(o.Mutate)
 	case *commandv1.Command_LeaseGrant:
 		return validateGrant(o.LeaseGrant)
 	case *commandv1.Command_ChangeSettings:
@@ -195,6 +197,8 @@ func (v *txnValidator) list(field, name string, list []*commandv1.TxnOperation, 
 			if len(o.DeleteRange.GetKey()) == 0 {
 				err = &InvalidError{Field: "delete_range.key", Err: ErrEmptyKey}
 			}
+		case *commandv1.TxnOperation_Mutate:
+			err = validateMutate(o.Mutate)
 		case *commandv1.TxnOperation_Txn:
 			err = v.txn("txn", o.Txn, limit, depth+1)
 		default:
@@ -251,8 +255,7 @@ func writtenOnce(list []*commandv1.TxnOperation) (puts map[string]struct{}, dele
 		}
 	}
 	for _, o := range list {
-		if o, ok := o.GetOperation().(*commandv1.TxnOperation_Put); ok {
-			key := o.Put.GetKey()
+		if key, ok := putKey(o); ok {
 			if _, twice := puts[string(key)]; twice || deletes.meets(key) {
 				return nil, rangeSet{}, &InvalidError{Field: fmt.Sprintf("txn: put of %.64q", key), Err: ErrDuplicateKey}
 			}
@@ -260,6 +263,18 @@ func writtenOnce(list []*commandv1.TxnOperation) (puts map[string]struct{}, dele
 		}
 	}
 	return puts, deletes, nil
+}
+
+// putKey returns the key that an operation puts, be it what the operation says or what it makes of the present value.
+func putKey(o *commandv1.TxnOperation) (key []byte, puts bool) {
+	switch o := o.GetOperation().(type) {
+	case *commandv1.TxnOperation_Put:
+		return o.Put.GetKey(), true
+	case *commandv1.TxnOperation_Mutate:
+		return o.Mutate.GetKey(), true
+	default:
+		return nil, false
+	}
 }
 
 // nestedWrittenOnce adds the writes of a nested transaction to those of the list that it is in.

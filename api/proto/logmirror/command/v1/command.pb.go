@@ -122,7 +122,7 @@ func (x Range_SortOrder) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Range_SortOrder.Descriptor instead.
 func (Range_SortOrder) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{4, 0}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type Range_SortTarget int32
@@ -177,7 +177,7 @@ func (x Range_SortTarget) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Range_SortTarget.Descriptor instead.
 func (Range_SortTarget) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{4, 1}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{5, 1}
 }
 
 type Compare_Result int32
@@ -232,7 +232,7 @@ func (x Compare_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Compare_Result.Descriptor instead.
 func (Compare_Result) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{5, 0}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type SetRegionState_State int32
@@ -284,7 +284,7 @@ func (x SetRegionState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SetRegionState_State.Descriptor instead.
 func (SetRegionState_State) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{14, 0}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type SetAlarm_Alarm int32
@@ -330,7 +330,7 @@ func (x SetAlarm_Alarm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SetAlarm_Alarm.Descriptor instead.
 func (SetAlarm_Alarm) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{16, 0}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // CommandBatch is the payload of a BATCH entry. Its commands are applied in order.
@@ -403,6 +403,7 @@ type Command struct {
 	//	*Command_IdNodeExtend
 	//	*Command_IdSegmentGrant
 	//	*Command_IdSequenceNext
+	//	*Command_Mutate
 	Operation     isCommand_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -603,6 +604,15 @@ func (x *Command) GetIdSequenceNext() *IdSequenceNext {
 	return nil
 }
 
+func (x *Command) GetMutate() *Mutate {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_Mutate); ok {
+			return x.Mutate
+		}
+	}
+	return nil
+}
+
 type isCommand_Operation interface {
 	isCommand_Operation()
 }
@@ -671,6 +681,10 @@ type Command_IdSequenceNext struct {
 	IdSequenceNext *IdSequenceNext `protobuf:"bytes,18,opt,name=id_sequence_next,json=idSequenceNext,proto3,oneof"`
 }
 
+type Command_Mutate struct {
+	Mutate *Mutate `protobuf:"bytes,19,opt,name=mutate,proto3,oneof"`
+}
+
 func (*Command_Put) isCommand_Operation() {}
 
 func (*Command_DeleteRange) isCommand_Operation() {}
@@ -702,6 +716,8 @@ func (*Command_IdNodeExtend) isCommand_Operation() {}
 func (*Command_IdSegmentGrant) isCommand_Operation() {}
 
 func (*Command_IdSequenceNext) isCommand_Operation() {}
+
+func (*Command_Mutate) isCommand_Operation() {}
 
 // Put writes one key. As etcd's PutRequest.
 type Put struct {
@@ -791,6 +807,176 @@ func (x *Put) GetPrevious() bool {
 	return false
 }
 
+// Mutate changes the value of one key by what it is when its turn in the log comes. It is a put of the outcome, or nothing
+// where the key has that value and lease already. Integers are decimal digits, after a minus where below zero. A set is its
+// members in the order of their bytes, one newline between two, a backslash in one written as \\ and
+// a newline as \n, two bytes each.
+type Mutate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Attach the key to this lease; zero keeps the one that it has.
+	Lease int64 `protobuf:"varint,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*Mutate_Add
+	//	*Mutate_Max
+	//	*Mutate_Min
+	//	*Mutate_Insert_
+	//	*Mutate_Remove_
+	//	*Mutate_Append_
+	Change        isMutate_Change `protobuf_oneof:"change"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutate) Reset() {
+	*x = Mutate{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutate) ProtoMessage() {}
+
+func (x *Mutate) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutate.ProtoReflect.Descriptor instead.
+func (*Mutate) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Mutate) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Mutate) GetLease() int64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *Mutate) GetChange() isMutate_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *Mutate) GetAdd() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Add); ok {
+			return x.Add
+		}
+	}
+	return 0
+}
+
+func (x *Mutate) GetMax() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Max); ok {
+			return x.Max
+		}
+	}
+	return 0
+}
+
+func (x *Mutate) GetMin() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Min); ok {
+			return x.Min
+		}
+	}
+	return 0
+}
+
+func (x *Mutate) GetInsert() *Mutate_Insert {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Insert_); ok {
+			return x.Insert
+		}
+	}
+	return nil
+}
+
+func (x *Mutate) GetRemove() *Mutate_Remove {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Remove_); ok {
+			return x.Remove
+		}
+	}
+	return nil
+}
+
+func (x *Mutate) GetAppend() *Mutate_Append {
+	if x != nil {
+		if x, ok := x.Change.(*Mutate_Append_); ok {
+			return x.Append
+		}
+	}
+	return nil
+}
+
+type isMutate_Change interface {
+	isMutate_Change()
+}
+
+type Mutate_Add struct {
+	// To an integer; a key that does not exist is zero. Refused where the sum is not within 64 bits.
+	Add int64 `protobuf:"varint,3,opt,name=add,proto3,oneof"`
+}
+
+type Mutate_Max struct {
+	// Of this and the integer that the key has, the higher, or the lower. A key that does not exist takes this.
+	Max int64 `protobuf:"varint,4,opt,name=max,proto3,oneof"`
+}
+
+type Mutate_Min struct {
+	Min int64 `protobuf:"varint,5,opt,name=min,proto3,oneof"`
+}
+
+type Mutate_Insert_ struct {
+	// A key that does not exist is an empty set.
+	Insert *Mutate_Insert `protobuf:"bytes,6,opt,name=insert,proto3,oneof"`
+}
+
+type Mutate_Remove_ struct {
+	Remove *Mutate_Remove `protobuf:"bytes,7,opt,name=remove,proto3,oneof"`
+}
+
+type Mutate_Append_ struct {
+	Append *Mutate_Append `protobuf:"bytes,8,opt,name=append,proto3,oneof"`
+}
+
+func (*Mutate_Add) isMutate_Change() {}
+
+func (*Mutate_Max) isMutate_Change() {}
+
+func (*Mutate_Min) isMutate_Change() {}
+
+func (*Mutate_Insert_) isMutate_Change() {}
+
+func (*Mutate_Remove_) isMutate_Change() {}
+
+func (*Mutate_Append_) isMutate_Change() {}
+
 // DeleteRange deletes keys. range_end as in etcd: empty for one key, "\0" for all from key on, else exclusive.
 type DeleteRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -803,7 +989,7 @@ type DeleteRange struct {
 
 func (x *DeleteRange) Reset() {
 	*x = DeleteRange{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[3]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1001,7 @@ func (x *DeleteRange) String() string {
 func (*DeleteRange) ProtoMessage() {}
 
 func (x *DeleteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[3]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1014,7 @@ func (x *DeleteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRange.ProtoReflect.Descriptor instead.
 func (*DeleteRange) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeleteRange) GetKey() []byte {
@@ -873,7 +1059,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[4]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1071,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[4]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1084,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Range) GetKey() []byte {
@@ -1005,7 +1191,7 @@ type Compare struct {
 
 func (x *Compare) Reset() {
 	*x = Compare{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[5]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1203,7 @@ func (x *Compare) String() string {
 func (*Compare) ProtoMessage() {}
 
 func (x *Compare) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[5]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1216,7 @@ func (x *Compare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compare.ProtoReflect.Descriptor instead.
 func (*Compare) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Compare) GetResult() Compare_Result {
@@ -1149,6 +1335,7 @@ type TxnOperation struct {
 	//	*TxnOperation_Put
 	//	*TxnOperation_DeleteRange
 	//	*TxnOperation_Txn
+	//	*TxnOperation_Mutate
 	Operation     isTxnOperation_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1156,7 +1343,7 @@ type TxnOperation struct {
 
 func (x *TxnOperation) Reset() {
 	*x = TxnOperation{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[6]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1355,7 @@ func (x *TxnOperation) String() string {
 func (*TxnOperation) ProtoMessage() {}
 
 func (x *TxnOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[6]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1368,7 @@ func (x *TxnOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation.ProtoReflect.Descriptor instead.
 func (*TxnOperation) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TxnOperation) GetOperation() isTxnOperation_Operation {
@@ -1227,6 +1414,15 @@ func (x *TxnOperation) GetTxn() *Txn {
 	return nil
 }
 
+func (x *TxnOperation) GetMutate() *Mutate {
+	if x != nil {
+		if x, ok := x.Operation.(*TxnOperation_Mutate); ok {
+			return x.Mutate
+		}
+	}
+	return nil
+}
+
 type isTxnOperation_Operation interface {
 	isTxnOperation_Operation()
 }
@@ -1247,6 +1443,10 @@ type TxnOperation_Txn struct {
 	Txn *Txn `protobuf:"bytes,4,opt,name=txn,proto3,oneof"`
 }
 
+type TxnOperation_Mutate struct {
+	Mutate *Mutate `protobuf:"bytes,5,opt,name=mutate,proto3,oneof"`
+}
+
 func (*TxnOperation_Range) isTxnOperation_Operation() {}
 
 func (*TxnOperation_Put) isTxnOperation_Operation() {}
@@ -1254,6 +1454,8 @@ func (*TxnOperation_Put) isTxnOperation_Operation() {}
 func (*TxnOperation_DeleteRange) isTxnOperation_Operation() {}
 
 func (*TxnOperation_Txn) isTxnOperation_Operation() {}
+
+func (*TxnOperation_Mutate) isTxnOperation_Operation() {}
 
 // Txn applies success if every comparison holds, else failure; all of it under one revision.
 type Txn struct {
@@ -1267,7 +1469,7 @@ type Txn struct {
 
 func (x *Txn) Reset() {
 	*x = Txn{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[7]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1481,7 @@ func (x *Txn) String() string {
 func (*Txn) ProtoMessage() {}
 
 func (x *Txn) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[7]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1494,7 @@ func (x *Txn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Txn.ProtoReflect.Descriptor instead.
 func (*Txn) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Txn) GetCompares() []*Compare {
@@ -1326,7 +1528,7 @@ type Compact struct {
 
 func (x *Compact) Reset() {
 	*x = Compact{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[8]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1540,7 @@ func (x *Compact) String() string {
 func (*Compact) ProtoMessage() {}
 
 func (x *Compact) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[8]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1553,7 @@ func (x *Compact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compact.ProtoReflect.Descriptor instead.
 func (*Compact) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Compact) GetRevision() int64 {
@@ -1372,7 +1574,7 @@ type LeaseGrant struct {
 
 func (x *LeaseGrant) Reset() {
 	*x = LeaseGrant{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[9]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1586,7 @@ func (x *LeaseGrant) String() string {
 func (*LeaseGrant) ProtoMessage() {}
 
 func (x *LeaseGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[9]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1599,7 @@ func (x *LeaseGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseGrant.ProtoReflect.Descriptor instead.
 func (*LeaseGrant) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaseGrant) GetId() int64 {
@@ -1423,7 +1625,7 @@ type LeaseRevoke struct {
 
 func (x *LeaseRevoke) Reset() {
 	*x = LeaseRevoke{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[10]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1637,7 @@ func (x *LeaseRevoke) String() string {
 func (*LeaseRevoke) ProtoMessage() {}
 
 func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[10]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1650,7 @@ func (x *LeaseRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRevoke.ProtoReflect.Descriptor instead.
 func (*LeaseRevoke) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaseRevoke) GetId() int64 {
@@ -1468,7 +1670,7 @@ type LeaseAdopt struct {
 
 func (x *LeaseAdopt) Reset() {
 	*x = LeaseAdopt{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[11]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1682,7 @@ func (x *LeaseAdopt) String() string {
 func (*LeaseAdopt) ProtoMessage() {}
 
 func (x *LeaseAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[11]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1695,7 @@ func (x *LeaseAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAdopt.ProtoReflect.Descriptor instead.
 func (*LeaseAdopt) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LeaseAdopt) GetId() int64 {
@@ -1515,7 +1717,7 @@ type LeaseExpire struct {
 
 func (x *LeaseExpire) Reset() {
 	*x = LeaseExpire{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[12]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1729,7 @@ func (x *LeaseExpire) String() string {
 func (*LeaseExpire) ProtoMessage() {}
 
 func (x *LeaseExpire) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[12]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1742,7 @@ func (x *LeaseExpire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseExpire.ProtoReflect.Descriptor instead.
 func (*LeaseExpire) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeaseExpire) GetId() int64 {
@@ -1575,7 +1777,7 @@ type ChangeSettings struct {
 
 func (x *ChangeSettings) Reset() {
 	*x = ChangeSettings{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[13]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1789,7 @@ func (x *ChangeSettings) String() string {
 func (*ChangeSettings) ProtoMessage() {}
 
 func (x *ChangeSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[13]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1802,7 @@ func (x *ChangeSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeSettings.ProtoReflect.Descriptor instead.
 func (*ChangeSettings) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ChangeSettings) GetSessionTimeMilliseconds() int64 {
@@ -1663,7 +1865,7 @@ type SetRegionState struct {
 
 func (x *SetRegionState) Reset() {
 	*x = SetRegionState{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[14]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1877,7 @@ func (x *SetRegionState) String() string {
 func (*SetRegionState) ProtoMessage() {}
 
 func (x *SetRegionState) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[14]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1890,7 @@ func (x *SetRegionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRegionState.ProtoReflect.Descriptor instead.
 func (*SetRegionState) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetRegionState) GetRegion() string {
@@ -1715,7 +1917,7 @@ type RaiseApplyVersion struct {
 
 func (x *RaiseApplyVersion) Reset() {
 	*x = RaiseApplyVersion{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[15]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1929,7 @@ func (x *RaiseApplyVersion) String() string {
 func (*RaiseApplyVersion) ProtoMessage() {}
 
 func (x *RaiseApplyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[15]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1942,7 @@ func (x *RaiseApplyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseApplyVersion.ProtoReflect.Descriptor instead.
 func (*RaiseApplyVersion) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RaiseApplyVersion) GetApplyVersion() uint32 {
@@ -1761,7 +1963,7 @@ type SetAlarm struct {
 
 func (x *SetAlarm) Reset() {
 	*x = SetAlarm{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[16]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1975,7 @@ func (x *SetAlarm) String() string {
 func (*SetAlarm) ProtoMessage() {}
 
 func (x *SetAlarm) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[16]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1988,7 @@ func (x *SetAlarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAlarm.ProtoReflect.Descriptor instead.
 func (*SetAlarm) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetAlarm) GetAlarm() SetAlarm_Alarm {
@@ -1816,7 +2018,7 @@ type IdNodeGrant struct {
 
 func (x *IdNodeGrant) Reset() {
 	*x = IdNodeGrant{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +2030,7 @@ func (x *IdNodeGrant) String() string {
 func (*IdNodeGrant) ProtoMessage() {}
 
 func (x *IdNodeGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[17]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +2043,7 @@ func (x *IdNodeGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdNodeGrant.ProtoReflect.Descriptor instead.
 func (*IdNodeGrant) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IdNodeGrant) GetKind() IdKind {
@@ -1872,7 +2074,7 @@ type IdNodeExtend struct {
 
 func (x *IdNodeExtend) Reset() {
 	*x = IdNodeExtend{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2086,7 @@ func (x *IdNodeExtend) String() string {
 func (*IdNodeExtend) ProtoMessage() {}
 
 func (x *IdNodeExtend) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[18]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2099,7 @@ func (x *IdNodeExtend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdNodeExtend.ProtoReflect.Descriptor instead.
 func (*IdNodeExtend) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IdNodeExtend) GetKind() IdKind {
@@ -1941,7 +2143,7 @@ type IdSegmentGrant struct {
 
 func (x *IdSegmentGrant) Reset() {
 	*x = IdSegmentGrant{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2155,7 @@ func (x *IdSegmentGrant) String() string {
 func (*IdSegmentGrant) ProtoMessage() {}
 
 func (x *IdSegmentGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[19]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2168,7 @@ func (x *IdSegmentGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdSegmentGrant.ProtoReflect.Descriptor instead.
 func (*IdSegmentGrant) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IdSegmentGrant) GetRange() string {
@@ -2001,7 +2203,7 @@ type IdSequenceNext struct {
 
 func (x *IdSequenceNext) Reset() {
 	*x = IdSequenceNext{}
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2215,7 @@ func (x *IdSequenceNext) String() string {
 func (*IdSequenceNext) ProtoMessage() {}
 
 func (x *IdSequenceNext) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_command_v1_command_proto_msgTypes[20]
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2228,7 @@ func (x *IdSequenceNext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdSequenceNext.ProtoReflect.Descriptor instead.
 func (*IdSequenceNext) Descriptor() ([]byte, []int) {
-	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IdSequenceNext) GetName() string {
@@ -2043,13 +2245,165 @@ func (x *IdSequenceNext) GetCount() int64 {
 	return 0
 }
 
+type Mutate_Insert struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one, of at least one byte each.
+	Members [][]byte `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	// Refused if the set would grow beyond this; zero for no bound.
+	MembersMax    int64 `protobuf:"varint,2,opt,name=members_max,json=membersMax,proto3" json:"members_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutate_Insert) Reset() {
+	*x = Mutate_Insert{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutate_Insert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutate_Insert) ProtoMessage() {}
+
+func (x *Mutate_Insert) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutate_Insert.ProtoReflect.Descriptor instead.
+func (*Mutate_Insert) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *Mutate_Insert) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Mutate_Insert) GetMembersMax() int64 {
+	if x != nil {
+		return x.MembersMax
+	}
+	return 0
+}
+
+type Mutate_Remove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       [][]byte               `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutate_Remove) Reset() {
+	*x = Mutate_Remove{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutate_Remove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutate_Remove) ProtoMessage() {}
+
+func (x *Mutate_Remove) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutate_Remove.ProtoReflect.Descriptor instead.
+func (*Mutate_Remove) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{3, 1}
+}
+
+func (x *Mutate_Remove) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type Mutate_Append struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Refused if the value would grow beyond this; zero for no bound.
+	BytesMax      int64 `protobuf:"varint,2,opt,name=bytes_max,json=bytesMax,proto3" json:"bytes_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutate_Append) Reset() {
+	*x = Mutate_Append{}
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutate_Append) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutate_Append) ProtoMessage() {}
+
+func (x *Mutate_Append) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_command_v1_command_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutate_Append.ProtoReflect.Descriptor instead.
+func (*Mutate_Append) Descriptor() ([]byte, []int) {
+	return file_logmirror_command_v1_command_proto_rawDescGZIP(), []int{3, 2}
+}
+
+func (x *Mutate_Append) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Mutate_Append) GetBytesMax() int64 {
+	if x != nil {
+		return x.BytesMax
+	}
+	return 0
+}
+
 var File_logmirror_command_v1_command_proto protoreflect.FileDescriptor
 
 const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\"logmirror/command/v1/command.proto\x12\x14logmirror.command.v1\"I\n" +
 	"\fCommandBatch\x129\n" +
-	"\bcommands\x18\x01 \x03(\v2\x1d.logmirror.command.v1.CommandR\bcommands\"\xcd\t\n" +
+	"\bcommands\x18\x01 \x03(\v2\x1d.logmirror.command.v1.CommandR\bcommands\"\x85\n" +
+	"\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12%\n" +
@@ -2072,7 +2426,8 @@ const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\rid_node_grant\x18\x0f \x01(\v2!.logmirror.command.v1.IdNodeGrantH\x00R\vidNodeGrant\x12J\n" +
 	"\x0eid_node_extend\x18\x10 \x01(\v2\".logmirror.command.v1.IdNodeExtendH\x00R\fidNodeExtend\x12P\n" +
 	"\x10id_segment_grant\x18\x11 \x01(\v2$.logmirror.command.v1.IdSegmentGrantH\x00R\x0eidSegmentGrant\x12P\n" +
-	"\x10id_sequence_next\x18\x12 \x01(\v2$.logmirror.command.v1.IdSequenceNextH\x00R\x0eidSequenceNextB\v\n" +
+	"\x10id_sequence_next\x18\x12 \x01(\v2$.logmirror.command.v1.IdSequenceNextH\x00R\x0eidSequenceNext\x126\n" +
+	"\x06mutate\x18\x13 \x01(\v2\x1c.logmirror.command.v1.MutateH\x00R\x06mutateB\v\n" +
 	"\toperation\"\xa5\x01\n" +
 	"\x03Put\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
@@ -2080,7 +2435,26 @@ const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\x05lease\x18\x03 \x01(\x03R\x05lease\x12!\n" +
 	"\fignore_value\x18\x04 \x01(\bR\vignoreValue\x12!\n" +
 	"\fignore_lease\x18\x05 \x01(\bR\vignoreLease\x12\x1a\n" +
-	"\bprevious\x18\x06 \x01(\bR\bprevious\"X\n" +
+	"\bprevious\x18\x06 \x01(\bR\bprevious\"\xd7\x03\n" +
+	"\x06Mutate\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05lease\x18\x02 \x01(\x03R\x05lease\x12\x12\n" +
+	"\x03add\x18\x03 \x01(\x03H\x00R\x03add\x12\x12\n" +
+	"\x03max\x18\x04 \x01(\x03H\x00R\x03max\x12\x12\n" +
+	"\x03min\x18\x05 \x01(\x03H\x00R\x03min\x12=\n" +
+	"\x06insert\x18\x06 \x01(\v2#.logmirror.command.v1.Mutate.InsertH\x00R\x06insert\x12=\n" +
+	"\x06remove\x18\a \x01(\v2#.logmirror.command.v1.Mutate.RemoveH\x00R\x06remove\x12=\n" +
+	"\x06append\x18\b \x01(\v2#.logmirror.command.v1.Mutate.AppendH\x00R\x06append\x1aC\n" +
+	"\x06Insert\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers\x12\x1f\n" +
+	"\vmembers_max\x18\x02 \x01(\x03R\n" +
+	"membersMax\x1a\"\n" +
+	"\x06Remove\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers\x1a9\n" +
+	"\x06Append\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1b\n" +
+	"\tbytes_max\x18\x02 \x01(\x03R\bbytesMaxB\b\n" +
+	"\x06change\"X\n" +
 	"\vDeleteRange\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1b\n" +
 	"\trange_end\x18\x02 \x01(\fR\brangeEnd\x12\x1a\n" +
@@ -2128,12 +2502,13 @@ const file_logmirror_command_v1_command_proto_rawDesc = "" +
 	"\x0eRESULT_GREATER\x10\x02\x12\x0f\n" +
 	"\vRESULT_LESS\x10\x03\x12\x14\n" +
 	"\x10RESULT_NOT_EQUAL\x10\x04B\b\n" +
-	"\x06target\"\xf6\x01\n" +
+	"\x06target\"\xae\x02\n" +
 	"\fTxnOperation\x123\n" +
 	"\x05range\x18\x01 \x01(\v2\x1b.logmirror.command.v1.RangeH\x00R\x05range\x12-\n" +
 	"\x03put\x18\x02 \x01(\v2\x19.logmirror.command.v1.PutH\x00R\x03put\x12F\n" +
 	"\fdelete_range\x18\x03 \x01(\v2!.logmirror.command.v1.DeleteRangeH\x00R\vdeleteRange\x12-\n" +
-	"\x03txn\x18\x04 \x01(\v2\x19.logmirror.command.v1.TxnH\x00R\x03txnB\v\n" +
+	"\x03txn\x18\x04 \x01(\v2\x19.logmirror.command.v1.TxnH\x00R\x03txn\x126\n" +
+	"\x06mutate\x18\x05 \x01(\v2\x1c.logmirror.command.v1.MutateH\x00R\x06mutateB\v\n" +
 	"\toperation\"\xbc\x01\n" +
 	"\x03Txn\x129\n" +
 	"\bcompares\x18\x01 \x03(\v2\x1d.logmirror.command.v1.CompareR\bcompares\x12<\n" +
@@ -2221,7 +2596,7 @@ func file_logmirror_command_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_command_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_logmirror_command_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_logmirror_command_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_logmirror_command_v1_command_proto_goTypes = []any{
 	(IdKind)(0),               // 0: logmirror.command.v1.IdKind
 	(Range_SortOrder)(0),      // 1: logmirror.command.v1.Range.SortOrder
@@ -2232,62 +2607,71 @@ var file_logmirror_command_v1_command_proto_goTypes = []any{
 	(*CommandBatch)(nil),      // 6: logmirror.command.v1.CommandBatch
 	(*Command)(nil),           // 7: logmirror.command.v1.Command
 	(*Put)(nil),               // 8: logmirror.command.v1.Put
-	(*DeleteRange)(nil),       // 9: logmirror.command.v1.DeleteRange
-	(*Range)(nil),             // 10: logmirror.command.v1.Range
-	(*Compare)(nil),           // 11: logmirror.command.v1.Compare
-	(*TxnOperation)(nil),      // 12: logmirror.command.v1.TxnOperation
-	(*Txn)(nil),               // 13: logmirror.command.v1.Txn
-	(*Compact)(nil),           // 14: logmirror.command.v1.Compact
-	(*LeaseGrant)(nil),        // 15: logmirror.command.v1.LeaseGrant
-	(*LeaseRevoke)(nil),       // 16: logmirror.command.v1.LeaseRevoke
-	(*LeaseAdopt)(nil),        // 17: logmirror.command.v1.LeaseAdopt
-	(*LeaseExpire)(nil),       // 18: logmirror.command.v1.LeaseExpire
-	(*ChangeSettings)(nil),    // 19: logmirror.command.v1.ChangeSettings
-	(*SetRegionState)(nil),    // 20: logmirror.command.v1.SetRegionState
-	(*RaiseApplyVersion)(nil), // 21: logmirror.command.v1.RaiseApplyVersion
-	(*SetAlarm)(nil),          // 22: logmirror.command.v1.SetAlarm
-	(*IdNodeGrant)(nil),       // 23: logmirror.command.v1.IdNodeGrant
-	(*IdNodeExtend)(nil),      // 24: logmirror.command.v1.IdNodeExtend
-	(*IdSegmentGrant)(nil),    // 25: logmirror.command.v1.IdSegmentGrant
-	(*IdSequenceNext)(nil),    // 26: logmirror.command.v1.IdSequenceNext
+	(*Mutate)(nil),            // 9: logmirror.command.v1.Mutate
+	(*DeleteRange)(nil),       // 10: logmirror.command.v1.DeleteRange
+	(*Range)(nil),             // 11: logmirror.command.v1.Range
+	(*Compare)(nil),           // 12: logmirror.command.v1.Compare
+	(*TxnOperation)(nil),      // 13: logmirror.command.v1.TxnOperation
+	(*Txn)(nil),               // 14: logmirror.command.v1.Txn
+	(*Compact)(nil),           // 15: logmirror.command.v1.Compact
+	(*LeaseGrant)(nil),        // 16: logmirror.command.v1.LeaseGrant
+	(*LeaseRevoke)(nil),       // 17: logmirror.command.v1.LeaseRevoke
+	(*LeaseAdopt)(nil),        // 18: logmirror.command.v1.LeaseAdopt
+	(*LeaseExpire)(nil),       // 19: logmirror.command.v1.LeaseExpire
+	(*ChangeSettings)(nil),    // 20: logmirror.command.v1.ChangeSettings
+	(*SetRegionState)(nil),    // 21: logmirror.command.v1.SetRegionState
+	(*RaiseApplyVersion)(nil), // 22: logmirror.command.v1.RaiseApplyVersion
+	(*SetAlarm)(nil),          // 23: logmirror.command.v1.SetAlarm
+	(*IdNodeGrant)(nil),       // 24: logmirror.command.v1.IdNodeGrant
+	(*IdNodeExtend)(nil),      // 25: logmirror.command.v1.IdNodeExtend
+	(*IdSegmentGrant)(nil),    // 26: logmirror.command.v1.IdSegmentGrant
+	(*IdSequenceNext)(nil),    // 27: logmirror.command.v1.IdSequenceNext
+	(*Mutate_Insert)(nil),     // 28: logmirror.command.v1.Mutate.Insert
+	(*Mutate_Remove)(nil),     // 29: logmirror.command.v1.Mutate.Remove
+	(*Mutate_Append)(nil),     // 30: logmirror.command.v1.Mutate.Append
 }
 var file_logmirror_command_v1_command_proto_depIdxs = []int32{
 	7,  // 0: logmirror.command.v1.CommandBatch.commands:type_name -> logmirror.command.v1.Command
 	8,  // 1: logmirror.command.v1.Command.put:type_name -> logmirror.command.v1.Put
-	9,  // 2: logmirror.command.v1.Command.delete_range:type_name -> logmirror.command.v1.DeleteRange
-	13, // 3: logmirror.command.v1.Command.txn:type_name -> logmirror.command.v1.Txn
-	14, // 4: logmirror.command.v1.Command.compact:type_name -> logmirror.command.v1.Compact
-	15, // 5: logmirror.command.v1.Command.lease_grant:type_name -> logmirror.command.v1.LeaseGrant
-	16, // 6: logmirror.command.v1.Command.lease_revoke:type_name -> logmirror.command.v1.LeaseRevoke
-	17, // 7: logmirror.command.v1.Command.lease_adopt:type_name -> logmirror.command.v1.LeaseAdopt
-	18, // 8: logmirror.command.v1.Command.lease_expire:type_name -> logmirror.command.v1.LeaseExpire
-	19, // 9: logmirror.command.v1.Command.change_settings:type_name -> logmirror.command.v1.ChangeSettings
-	20, // 10: logmirror.command.v1.Command.set_region_state:type_name -> logmirror.command.v1.SetRegionState
-	21, // 11: logmirror.command.v1.Command.raise_apply_version:type_name -> logmirror.command.v1.RaiseApplyVersion
-	22, // 12: logmirror.command.v1.Command.set_alarm:type_name -> logmirror.command.v1.SetAlarm
-	23, // 13: logmirror.command.v1.Command.id_node_grant:type_name -> logmirror.command.v1.IdNodeGrant
-	24, // 14: logmirror.command.v1.Command.id_node_extend:type_name -> logmirror.command.v1.IdNodeExtend
-	25, // 15: logmirror.command.v1.Command.id_segment_grant:type_name -> logmirror.command.v1.IdSegmentGrant
-	26, // 16: logmirror.command.v1.Command.id_sequence_next:type_name -> logmirror.command.v1.IdSequenceNext
-	1,  // 17: logmirror.command.v1.Range.sort_order:type_name -> logmirror.command.v1.Range.SortOrder
-	2,  // 18: logmirror.command.v1.Range.sort_target:type_name -> logmirror.command.v1.Range.SortTarget
-	3,  // 19: logmirror.command.v1.Compare.result:type_name -> logmirror.command.v1.Compare.Result
-	10, // 20: logmirror.command.v1.TxnOperation.range:type_name -> logmirror.command.v1.Range
-	8,  // 21: logmirror.command.v1.TxnOperation.put:type_name -> logmirror.command.v1.Put
-	9,  // 22: logmirror.command.v1.TxnOperation.delete_range:type_name -> logmirror.command.v1.DeleteRange
-	13, // 23: logmirror.command.v1.TxnOperation.txn:type_name -> logmirror.command.v1.Txn
-	11, // 24: logmirror.command.v1.Txn.compares:type_name -> logmirror.command.v1.Compare
-	12, // 25: logmirror.command.v1.Txn.success:type_name -> logmirror.command.v1.TxnOperation
-	12, // 26: logmirror.command.v1.Txn.failure:type_name -> logmirror.command.v1.TxnOperation
-	4,  // 27: logmirror.command.v1.SetRegionState.state:type_name -> logmirror.command.v1.SetRegionState.State
-	5,  // 28: logmirror.command.v1.SetAlarm.alarm:type_name -> logmirror.command.v1.SetAlarm.Alarm
-	0,  // 29: logmirror.command.v1.IdNodeGrant.kind:type_name -> logmirror.command.v1.IdKind
-	0,  // 30: logmirror.command.v1.IdNodeExtend.kind:type_name -> logmirror.command.v1.IdKind
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	10, // 2: logmirror.command.v1.Command.delete_range:type_name -> logmirror.command.v1.DeleteRange
+	14, // 3: logmirror.command.v1.Command.txn:type_name -> logmirror.command.v1.Txn
+	15, // 4: logmirror.command.v1.Command.compact:type_name -> logmirror.command.v1.Compact
+	16, // 5: logmirror.command.v1.Command.lease_grant:type_name -> logmirror.command.v1.LeaseGrant
+	17, // 6: logmirror.command.v1.Command.lease_revoke:type_name -> logmirror.command.v1.LeaseRevoke
+	18, // 7: logmirror.command.v1.Command.lease_adopt:type_name -> logmirror.command.v1.LeaseAdopt
+	19, // 8: logmirror.command.v1.Command.lease_expire:type_name -> logmirror.command.v1.LeaseExpire
+	20, // 9: logmirror.command.v1.Command.change_settings:type_name -> logmirror.command.v1.ChangeSettings
+	21, // 10: logmirror.command.v1.Command.set_region_state:type_name -> logmirror.command.v1.SetRegionState
+	22, // 11: logmirror.command.v1.Command.raise_apply_version:type_name -> logmirror.command.v1.RaiseApplyVersion
+	23, // 12: logmirror.command.v1.Command.set_alarm:type_name -> logmirror.command.v1.SetAlarm
+	24, // 13: logmirror.command.v1.Command.id_node_grant:type_name -> logmirror.command.v1.IdNodeGrant
+	25, // 14: logmirror.command.v1.Command.id_node_extend:type_name -> logmirror.command.v1.IdNodeExtend
+	26, // 15: logmirror.command.v1.Command.id_segment_grant:type_name -> logmirror.command.v1.IdSegmentGrant
+	27, // 16: logmirror.command.v1.Command.id_sequence_next:type_name -> logmirror.command.v1.IdSequenceNext
+	9,  // 17: logmirror.command.v1.Command.mutate:type_name -> logmirror.command.v1.Mutate
+	28, // 18: logmirror.command.v1.Mutate.insert:type_name -> logmirror.command.v1.Mutate.Insert
+	29, // 19: logmirror.command.v1.Mutate.remove:type_name -> logmirror.command.v1.Mutate.Remove
+	30, // 20: logmirror.command.v1.Mutate.append:type_name -> logmirror.command.v1.Mutate.Append
+	1,  // 21: logmirror.command.v1.Range.sort_order:type_name -> logmirror.command.v1.Range.SortOrder
+	2,  // 22: logmirror.command.v1.Range.sort_target:type_name -> logmirror.command.v1.Range.SortTarget
+	3,  // 23: logmirror.command.v1.Compare.result:type_name -> logmirror.command.v1.Compare.Result
+	11, // 24: logmirror.command.v1.TxnOperation.range:type_name -> logmirror.command.v1.Range
+	8,  // 25: logmirror.command.v1.TxnOperation.put:type_name -> logmirror.command.v1.Put
+	10, // 26: logmirror.command.v1.TxnOperation.delete_range:type_name -> logmirror.command.v1.DeleteRange
+	14, // 27: logmirror.command.v1.TxnOperation.txn:type_name -> logmirror.command.v1.Txn
+	9,  // 28: logmirror.command.v1.TxnOperation.mutate:type_name -> logmirror.command.v1.Mutate
+	12, // 29: logmirror.command.v1.Txn.compares:type_name -> logmirror.command.v1.Compare
+	13, // 30: logmirror.command.v1.Txn.success:type_name -> logmirror.command.v1.TxnOperation
+	13, // 31: logmirror.command.v1.Txn.failure:type_name -> logmirror.command.v1.TxnOperation
+	4,  // 32: logmirror.command.v1.SetRegionState.state:type_name -> logmirror.command.v1.SetRegionState.State
+	5,  // 33: logmirror.command.v1.SetAlarm.alarm:type_name -> logmirror.command.v1.SetAlarm.Alarm
+	0,  // 34: logmirror.command.v1.IdNodeGrant.kind:type_name -> logmirror.command.v1.IdKind
+	0,  // 35: logmirror.command.v1.IdNodeExtend.kind:type_name -> logmirror.command.v1.IdKind
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_command_v1_command_proto_init() }
@@ -2312,28 +2696,38 @@ func file_logmirror_command_v1_command_proto_init() {
 		(*Command_IdNodeExtend)(nil),
 		(*Command_IdSegmentGrant)(nil),
 		(*Command_IdSequenceNext)(nil),
+		(*Command_Mutate)(nil),
 	}
-	file_logmirror_command_v1_command_proto_msgTypes[5].OneofWrappers = []any{
+	file_logmirror_command_v1_command_proto_msgTypes[3].OneofWrappers = []any{
+		(*Mutate_Add)(nil),
+		(*Mutate_Max)(nil),
+		(*Mutate_Min)(nil),
+		(*Mutate_Insert_)(nil),
+		(*Mutate_Remove_)(nil),
+		(*Mutate_Append_)(nil),
+	}
+	file_logmirror_command_v1_command_proto_msgTypes[6].OneofWrappers = []any{
 		(*Compare_Version)(nil),
 		(*Compare_CreateRevision)(nil),
 		(*Compare_ModRevision)(nil),
 		(*Compare_Value)(nil),
 		(*Compare_Lease)(nil),
 	}
-	file_logmirror_command_v1_command_proto_msgTypes[6].OneofWrappers = []any{
+	file_logmirror_command_v1_command_proto_msgTypes[7].OneofWrappers = []any{
 		(*TxnOperation_Range)(nil),
 		(*TxnOperation_Put)(nil),
 		(*TxnOperation_DeleteRange)(nil),
 		(*TxnOperation_Txn)(nil),
+		(*TxnOperation_Mutate)(nil),
 	}
-	file_logmirror_command_v1_command_proto_msgTypes[13].OneofWrappers = []any{}
+	file_logmirror_command_v1_command_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_command_v1_command_proto_rawDesc), len(file_logmirror_command_v1_command_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

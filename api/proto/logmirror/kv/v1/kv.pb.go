@@ -130,7 +130,7 @@ func (x Compare_Relation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Compare_Relation.Descriptor instead.
 func (Compare_Relation) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type Event_EventType int32
@@ -176,7 +176,7 @@ func (x Event_EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_EventType.Descriptor instead.
 func (Event_EventType) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{29, 0}
 }
 
 type GenerateRequest_Kind int32
@@ -237,7 +237,7 @@ func (x GenerateRequest_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GenerateRequest_Kind.Descriptor instead.
 func (GenerateRequest_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41, 0}
 }
 
 // KeyValue is one version of one key. Field numbers and types are those of etcd's mvccpb.KeyValue, so that one encoded
@@ -1513,6 +1513,372 @@ func (x *CompareAndSwapResponse) GetRevision() int64 {
 	return 0
 }
 
+// Mutation is a change of one key that depends on its value. A key that has the outcome as its value already, and the
+// lease, is left alone: that makes no revision and no event.
+type Mutation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Attach the key to this lease; zero keeps the one that it has. NOT_FOUND if there is no such lease.
+	Lease int64 `protobuf:"varint,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*Mutation_Add
+	//	*Mutation_Max
+	//	*Mutation_Min
+	//	*Mutation_Insert_
+	//	*Mutation_Remove_
+	//	*Mutation_Append_
+	Change        isMutation_Change `protobuf_oneof:"change"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutation) Reset() {
+	*x = Mutation{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutation) ProtoMessage() {}
+
+func (x *Mutation) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutation.ProtoReflect.Descriptor instead.
+func (*Mutation) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Mutation) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Mutation) GetLease() int64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *Mutation) GetChange() isMutation_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *Mutation) GetAdd() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Add); ok {
+			return x.Add
+		}
+	}
+	return 0
+}
+
+func (x *Mutation) GetMax() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Max); ok {
+			return x.Max
+		}
+	}
+	return 0
+}
+
+func (x *Mutation) GetMin() int64 {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Min); ok {
+			return x.Min
+		}
+	}
+	return 0
+}
+
+func (x *Mutation) GetInsert() *Mutation_Insert {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Insert_); ok {
+			return x.Insert
+		}
+	}
+	return nil
+}
+
+func (x *Mutation) GetRemove() *Mutation_Remove {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Remove_); ok {
+			return x.Remove
+		}
+	}
+	return nil
+}
+
+func (x *Mutation) GetAppend() *Mutation_Append {
+	if x != nil {
+		if x, ok := x.Change.(*Mutation_Append_); ok {
+			return x.Append
+		}
+	}
+	return nil
+}
+
+type isMutation_Change interface {
+	isMutation_Change()
+}
+
+type Mutation_Add struct {
+	// Adds to an integer of 64 bits: decimal digits, after a minus where it is below zero. A key that does not exist is
+	// zero.
+	Add int64 `protobuf:"varint,3,opt,name=add,proto3,oneof"`
+}
+
+type Mutation_Max struct {
+	// Raises the integer to this if it is lower, or lowers it if it is higher. A key that does not exist takes this.
+	Max int64 `protobuf:"varint,4,opt,name=max,proto3,oneof"`
+}
+
+type Mutation_Min struct {
+	Min int64 `protobuf:"varint,5,opt,name=min,proto3,oneof"`
+}
+
+type Mutation_Insert_ struct {
+	// Puts members into a set, or takes them out: members in the order of their bytes, one newline between two, a backslash
+	// in a member written as two and a newline as a backslash and an n. A key that does not exist is an empty set; a set
+	// that became empty stays, as an empty value.
+	Insert *Mutation_Insert `protobuf:"bytes,6,opt,name=insert,proto3,oneof"`
+}
+
+type Mutation_Remove_ struct {
+	Remove *Mutation_Remove `protobuf:"bytes,7,opt,name=remove,proto3,oneof"`
+}
+
+type Mutation_Append_ struct {
+	// Adds bytes at the end of whatever the value is. A key that does not exist is empty.
+	Append *Mutation_Append `protobuf:"bytes,8,opt,name=append,proto3,oneof"`
+}
+
+func (*Mutation_Add) isMutation_Change() {}
+
+func (*Mutation_Max) isMutation_Change() {}
+
+func (*Mutation_Min) isMutation_Change() {}
+
+func (*Mutation_Insert_) isMutation_Change() {}
+
+func (*Mutation_Remove_) isMutation_Change() {}
+
+func (*Mutation_Append_) isMutation_Change() {}
+
+type MutateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mutation      *Mutation              `protobuf:"bytes,1,opt,name=mutation,proto3" json:"mutation,omitempty"`
+	Options       *WriteOptions          `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateRequest) Reset() {
+	*x = MutateRequest{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateRequest) ProtoMessage() {}
+
+func (x *MutateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateRequest.ProtoReflect.Descriptor instead.
+func (*MutateRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MutateRequest) GetMutation() *Mutation {
+	if x != nil {
+		return x.Mutation
+	}
+	return nil
+}
+
+func (x *MutateRequest) GetOptions() *WriteOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+type MutateResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *ResponseHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Revision of this write; where nothing changed, the revision at which that was decided.
+	Revision      int64           `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Result        *MutationResult `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutateResponse) Reset() {
+	*x = MutateResponse{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutateResponse) ProtoMessage() {}
+
+func (x *MutateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutateResponse.ProtoReflect.Descriptor instead.
+func (*MutateResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MutateResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *MutateResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *MutateResponse) GetResult() *MutationResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+type MutationResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the key was written.
+	Changed bool `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Of add, max and min: the integer that the key has now.
+	Integer int64 `protobuf:"varint,2,opt,name=integer,proto3" json:"integer,omitempty"`
+	// Of insert and remove: how many members the set has now, and how many of those named were put in or taken out.
+	Members        int64 `protobuf:"varint,3,opt,name=members,proto3" json:"members,omitempty"`
+	MembersChanged int64 `protobuf:"varint,4,opt,name=members_changed,json=membersChanged,proto3" json:"members_changed,omitempty"`
+	// The key as it is now. Absent where it does not exist, after a remove, and where a request id gave a first outcome again
+	// whose value was too large to be remembered.
+	Current       *KeyValue `protobuf:"bytes,5,opt,name=current,proto3" json:"current,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutationResult) Reset() {
+	*x = MutationResult{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutationResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutationResult) ProtoMessage() {}
+
+func (x *MutationResult) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutationResult.ProtoReflect.Descriptor instead.
+func (*MutationResult) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MutationResult) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *MutationResult) GetInteger() int64 {
+	if x != nil {
+		return x.Integer
+	}
+	return 0
+}
+
+func (x *MutationResult) GetMembers() int64 {
+	if x != nil {
+		return x.Members
+	}
+	return 0
+}
+
+func (x *MutationResult) GetMembersChanged() int64 {
+	if x != nil {
+		return x.MembersChanged
+	}
+	return 0
+}
+
+func (x *MutationResult) GetCurrent() *KeyValue {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
 type Compare struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1533,7 +1899,7 @@ type Compare struct {
 
 func (x *Compare) Reset() {
 	*x = Compare{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1911,7 @@ func (x *Compare) String() string {
 func (*Compare) ProtoMessage() {}
 
 func (x *Compare) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[16]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1924,7 @@ func (x *Compare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compare.ProtoReflect.Descriptor instead.
 func (*Compare) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Compare) GetKey() []byte {
@@ -1684,7 +2050,7 @@ type TxnRequest struct {
 
 func (x *TxnRequest) Reset() {
 	*x = TxnRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +2062,7 @@ func (x *TxnRequest) String() string {
 func (*TxnRequest) ProtoMessage() {}
 
 func (x *TxnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[17]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +2075,7 @@ func (x *TxnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnRequest.ProtoReflect.Descriptor instead.
 func (*TxnRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TxnRequest) GetCompares() []*Compare {
@@ -1755,6 +2121,7 @@ type TxnOperation struct {
 	//	*TxnOperation_Delete_
 	//	*TxnOperation_Read_
 	//	*TxnOperation_Nested_
+	//	*TxnOperation_Mutate
 	Operation     isTxnOperation_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1762,7 +2129,7 @@ type TxnOperation struct {
 
 func (x *TxnOperation) Reset() {
 	*x = TxnOperation{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2141,7 @@ func (x *TxnOperation) String() string {
 func (*TxnOperation) ProtoMessage() {}
 
 func (x *TxnOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[18]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2154,7 @@ func (x *TxnOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation.ProtoReflect.Descriptor instead.
 func (*TxnOperation) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TxnOperation) GetOperation() isTxnOperation_Operation {
@@ -1833,6 +2200,15 @@ func (x *TxnOperation) GetNested() *TxnOperation_Nested {
 	return nil
 }
 
+func (x *TxnOperation) GetMutate() *Mutation {
+	if x != nil {
+		if x, ok := x.Operation.(*TxnOperation_Mutate); ok {
+			return x.Mutate
+		}
+	}
+	return nil
+}
+
 type isTxnOperation_Operation interface {
 	isTxnOperation_Operation()
 }
@@ -1853,6 +2229,11 @@ type TxnOperation_Nested_ struct {
 	Nested *TxnOperation_Nested `protobuf:"bytes,4,opt,name=nested,proto3,oneof"`
 }
 
+type TxnOperation_Mutate struct {
+	// Counts as a write of its key. If it is refused, so is the whole transaction, and nothing of it is applied.
+	Mutate *Mutation `protobuf:"bytes,5,opt,name=mutate,proto3,oneof"`
+}
+
 func (*TxnOperation_Put_) isTxnOperation_Operation() {}
 
 func (*TxnOperation_Delete_) isTxnOperation_Operation() {}
@@ -1860,6 +2241,8 @@ func (*TxnOperation_Delete_) isTxnOperation_Operation() {}
 func (*TxnOperation_Read_) isTxnOperation_Operation() {}
 
 func (*TxnOperation_Nested_) isTxnOperation_Operation() {}
+
+func (*TxnOperation_Mutate) isTxnOperation_Operation() {}
 
 type TxnResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1875,7 +2258,7 @@ type TxnResponse struct {
 
 func (x *TxnResponse) Reset() {
 	*x = TxnResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2270,7 @@ func (x *TxnResponse) String() string {
 func (*TxnResponse) ProtoMessage() {}
 
 func (x *TxnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[19]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2283,7 @@ func (x *TxnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResponse.ProtoReflect.Descriptor instead.
 func (*TxnResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TxnResponse) GetHeader() *ResponseHeader {
@@ -1939,6 +2322,7 @@ type TxnResult struct {
 	//	*TxnResult_Delete_
 	//	*TxnResult_Read_
 	//	*TxnResult_Nested_
+	//	*TxnResult_Mutate
 	Result        isTxnResult_Result `protobuf_oneof:"result"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1946,7 +2330,7 @@ type TxnResult struct {
 
 func (x *TxnResult) Reset() {
 	*x = TxnResult{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2342,7 @@ func (x *TxnResult) String() string {
 func (*TxnResult) ProtoMessage() {}
 
 func (x *TxnResult) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[20]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2355,7 @@ func (x *TxnResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult.ProtoReflect.Descriptor instead.
 func (*TxnResult) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TxnResult) GetResult() isTxnResult_Result {
@@ -2017,6 +2401,15 @@ func (x *TxnResult) GetNested() *TxnResult_Nested {
 	return nil
 }
 
+func (x *TxnResult) GetMutate() *MutationResult {
+	if x != nil {
+		if x, ok := x.Result.(*TxnResult_Mutate); ok {
+			return x.Mutate
+		}
+	}
+	return nil
+}
+
 type isTxnResult_Result interface {
 	isTxnResult_Result()
 }
@@ -2037,6 +2430,10 @@ type TxnResult_Nested_ struct {
 	Nested *TxnResult_Nested `protobuf:"bytes,4,opt,name=nested,proto3,oneof"`
 }
 
+type TxnResult_Mutate struct {
+	Mutate *MutationResult `protobuf:"bytes,5,opt,name=mutate,proto3,oneof"`
+}
+
 func (*TxnResult_Put_) isTxnResult_Result() {}
 
 func (*TxnResult_Delete_) isTxnResult_Result() {}
@@ -2044,6 +2441,8 @@ func (*TxnResult_Delete_) isTxnResult_Result() {}
 func (*TxnResult_Read_) isTxnResult_Result() {}
 
 func (*TxnResult_Nested_) isTxnResult_Result() {}
+
+func (*TxnResult_Mutate) isTxnResult_Result() {}
 
 type CompactRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2056,7 +2455,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2467,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[21]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2480,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CompactRequest) GetRevision() int64 {
@@ -2107,7 +2506,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2518,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[22]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2531,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CompactResponse) GetHeader() *ResponseHeader {
@@ -2156,7 +2555,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2567,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[23]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2580,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchRequest) GetRequest() isWatchRequest_Request {
@@ -2262,7 +2661,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2673,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[24]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2686,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchResponse) GetHeader() *ResponseHeader {
@@ -2365,7 +2764,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2776,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[25]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2789,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetType() Event_EventType {
@@ -2426,7 +2825,7 @@ type GrantRequest struct {
 
 func (x *GrantRequest) Reset() {
 	*x = GrantRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2837,7 @@ func (x *GrantRequest) String() string {
 func (*GrantRequest) ProtoMessage() {}
 
 func (x *GrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[26]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2850,7 @@ func (x *GrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantRequest.ProtoReflect.Descriptor instead.
 func (*GrantRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GrantRequest) GetTtlSeconds() int64 {
@@ -2487,7 +2886,7 @@ type GrantResponse struct {
 
 func (x *GrantResponse) Reset() {
 	*x = GrantResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2898,7 @@ func (x *GrantResponse) String() string {
 func (*GrantResponse) ProtoMessage() {}
 
 func (x *GrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[27]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2911,7 @@ func (x *GrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantResponse.ProtoReflect.Descriptor instead.
 func (*GrantResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GrantResponse) GetHeader() *ResponseHeader {
@@ -2546,7 +2945,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2957,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[28]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2970,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{28}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeRequest) GetId() int64 {
@@ -2597,7 +2996,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +3008,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[29]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +3021,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{29}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevokeResponse) GetHeader() *ResponseHeader {
@@ -2641,7 +3040,7 @@ type KeepAliveRequest struct {
 
 func (x *KeepAliveRequest) Reset() {
 	*x = KeepAliveRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +3052,7 @@ func (x *KeepAliveRequest) String() string {
 func (*KeepAliveRequest) ProtoMessage() {}
 
 func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[30]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +3065,7 @@ func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveRequest.ProtoReflect.Descriptor instead.
 func (*KeepAliveRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{30}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KeepAliveRequest) GetId() int64 {
@@ -2688,7 +3087,7 @@ type KeepAliveResponse struct {
 
 func (x *KeepAliveResponse) Reset() {
 	*x = KeepAliveResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +3099,7 @@ func (x *KeepAliveResponse) String() string {
 func (*KeepAliveResponse) ProtoMessage() {}
 
 func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[31]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +3112,7 @@ func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveResponse.ProtoReflect.Descriptor instead.
 func (*KeepAliveResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{31}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KeepAliveResponse) GetHeader() *ResponseHeader {
@@ -2747,7 +3146,7 @@ type TimeToLiveRequest struct {
 
 func (x *TimeToLiveRequest) Reset() {
 	*x = TimeToLiveRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +3158,7 @@ func (x *TimeToLiveRequest) String() string {
 func (*TimeToLiveRequest) ProtoMessage() {}
 
 func (x *TimeToLiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[32]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +3171,7 @@ func (x *TimeToLiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeToLiveRequest.ProtoReflect.Descriptor instead.
 func (*TimeToLiveRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{32}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TimeToLiveRequest) GetId() int64 {
@@ -2803,7 +3202,7 @@ type TimeToLiveResponse struct {
 
 func (x *TimeToLiveResponse) Reset() {
 	*x = TimeToLiveResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3214,7 @@ func (x *TimeToLiveResponse) String() string {
 func (*TimeToLiveResponse) ProtoMessage() {}
 
 func (x *TimeToLiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[33]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3227,7 @@ func (x *TimeToLiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeToLiveResponse.ProtoReflect.Descriptor instead.
 func (*TimeToLiveResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{33}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TimeToLiveResponse) GetHeader() *ResponseHeader {
@@ -2874,7 +3273,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3285,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[34]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +3298,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{34}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
 }
 
 type ListLeasesResponse struct {
@@ -2912,7 +3311,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3323,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[35]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3336,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{35}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListLeasesResponse) GetHeader() *ResponseHeader {
@@ -2968,7 +3367,7 @@ type LeaseStatus struct {
 
 func (x *LeaseStatus) Reset() {
 	*x = LeaseStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3379,7 @@ func (x *LeaseStatus) String() string {
 func (*LeaseStatus) ProtoMessage() {}
 
 func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[36]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3392,7 @@ func (x *LeaseStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStatus.ProtoReflect.Descriptor instead.
 func (*LeaseStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{36}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LeaseStatus) GetId() int64 {
@@ -3049,7 +3448,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3460,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[37]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3473,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{37}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GenerateRequest) GetKind() GenerateRequest_Kind {
@@ -3123,7 +3522,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3534,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[38]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3547,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GenerateResponse) GetHeader() *ResponseHeader {
@@ -3176,7 +3575,7 @@ type IdBlock struct {
 
 func (x *IdBlock) Reset() {
 	*x = IdBlock{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3587,7 @@ func (x *IdBlock) String() string {
 func (*IdBlock) ProtoMessage() {}
 
 func (x *IdBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[39]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3600,7 @@ func (x *IdBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdBlock.ProtoReflect.Descriptor instead.
 func (*IdBlock) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{39}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *IdBlock) GetFirst() int64 {
@@ -3226,7 +3625,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3637,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[40]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3650,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{40}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{44}
 }
 
 type StatusResponse struct {
@@ -3277,7 +3676,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3289,7 +3688,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[41]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3302,7 +3701,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{41}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatusResponse) GetHeader() *ResponseHeader {
@@ -3405,7 +3804,7 @@ type FrontendStatus struct {
 
 func (x *FrontendStatus) Reset() {
 	*x = FrontendStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3816,7 @@ func (x *FrontendStatus) String() string {
 func (*FrontendStatus) ProtoMessage() {}
 
 func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3829,7 @@ func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendStatus.ProtoReflect.Descriptor instead.
 func (*FrontendStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FrontendStatus) GetName() string {
@@ -3492,7 +3891,7 @@ type LogStatus struct {
 
 func (x *LogStatus) Reset() {
 	*x = LogStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3903,7 @@ func (x *LogStatus) String() string {
 func (*LogStatus) ProtoMessage() {}
 
 func (x *LogStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3916,7 @@ func (x *LogStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogStatus.ProtoReflect.Descriptor instead.
 func (*LogStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogStatus) GetLeader() string {
@@ -3590,7 +3989,7 @@ type LogMemberStatus struct {
 
 func (x *LogMemberStatus) Reset() {
 	*x = LogMemberStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +4001,7 @@ func (x *LogMemberStatus) String() string {
 func (*LogMemberStatus) ProtoMessage() {}
 
 func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +4014,7 @@ func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogMemberStatus.ProtoReflect.Descriptor instead.
 func (*LogMemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{44}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogMemberStatus) GetId() uint64 {
@@ -3702,6 +4101,158 @@ func (x *LogMemberStatus) GetAlarms() []string {
 	return nil
 }
 
+type Mutation_Insert struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one, of at least one byte each.
+	Members [][]byte `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	// FAILED_PRECONDITION if the set would grow beyond this; zero for no bound.
+	MembersMax    int64 `protobuf:"varint,2,opt,name=members_max,json=membersMax,proto3" json:"members_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutation_Insert) Reset() {
+	*x = Mutation_Insert{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutation_Insert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutation_Insert) ProtoMessage() {}
+
+func (x *Mutation_Insert) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutation_Insert.ProtoReflect.Descriptor instead.
+func (*Mutation_Insert) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16, 0}
+}
+
+func (x *Mutation_Insert) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Mutation_Insert) GetMembersMax() int64 {
+	if x != nil {
+		return x.MembersMax
+	}
+	return 0
+}
+
+type Mutation_Remove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       [][]byte               `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutation_Remove) Reset() {
+	*x = Mutation_Remove{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutation_Remove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutation_Remove) ProtoMessage() {}
+
+func (x *Mutation_Remove) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutation_Remove.ProtoReflect.Descriptor instead.
+func (*Mutation_Remove) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16, 1}
+}
+
+func (x *Mutation_Remove) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type Mutation_Append struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one byte.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// FAILED_PRECONDITION if the value would grow beyond this; zero for no bound.
+	BytesMax      int64 `protobuf:"varint,2,opt,name=bytes_max,json=bytesMax,proto3" json:"bytes_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mutation_Append) Reset() {
+	*x = Mutation_Append{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mutation_Append) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mutation_Append) ProtoMessage() {}
+
+func (x *Mutation_Append) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mutation_Append.ProtoReflect.Descriptor instead.
+func (*Mutation_Append) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{16, 2}
+}
+
+func (x *Mutation_Append) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Mutation_Append) GetBytesMax() int64 {
+	if x != nil {
+		return x.BytesMax
+	}
+	return 0
+}
+
 type TxnOperation_Put struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Key            []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -3714,7 +4265,7 @@ type TxnOperation_Put struct {
 
 func (x *TxnOperation_Put) Reset() {
 	*x = TxnOperation_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3726,7 +4277,7 @@ func (x *TxnOperation_Put) String() string {
 func (*TxnOperation_Put) ProtoMessage() {}
 
 func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3739,7 +4290,7 @@ func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Put.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Put) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *TxnOperation_Put) GetKey() []byte {
@@ -3781,7 +4332,7 @@ type TxnOperation_Delete struct {
 
 func (x *TxnOperation_Delete) Reset() {
 	*x = TxnOperation_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3793,7 +4344,7 @@ func (x *TxnOperation_Delete) String() string {
 func (*TxnOperation_Delete) ProtoMessage() {}
 
 func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3806,7 +4357,7 @@ func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Delete.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Delete) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 1}
 }
 
 func (x *TxnOperation_Delete) GetKey() []byte {
@@ -3843,7 +4394,7 @@ type TxnOperation_Read struct {
 
 func (x *TxnOperation_Read) Reset() {
 	*x = TxnOperation_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3855,7 +4406,7 @@ func (x *TxnOperation_Read) String() string {
 func (*TxnOperation_Read) ProtoMessage() {}
 
 func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3868,7 +4419,7 @@ func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Read.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Read) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 2}
 }
 
 func (x *TxnOperation_Read) GetKey() []byte {
@@ -3910,7 +4461,7 @@ type TxnOperation_Nested struct {
 
 func (x *TxnOperation_Nested) Reset() {
 	*x = TxnOperation_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3922,7 +4473,7 @@ func (x *TxnOperation_Nested) String() string {
 func (*TxnOperation_Nested) ProtoMessage() {}
 
 func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3935,7 +4486,7 @@ func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnOperation_Nested.ProtoReflect.Descriptor instead.
 func (*TxnOperation_Nested) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{18, 3}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{22, 3}
 }
 
 func (x *TxnOperation_Nested) GetCompares() []*Compare {
@@ -3968,7 +4519,7 @@ type TxnResult_Put struct {
 
 func (x *TxnResult_Put) Reset() {
 	*x = TxnResult_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3980,7 +4531,7 @@ func (x *TxnResult_Put) String() string {
 func (*TxnResult_Put) ProtoMessage() {}
 
 func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3993,7 +4544,7 @@ func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Put.ProtoReflect.Descriptor instead.
 func (*TxnResult_Put) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *TxnResult_Put) GetPrevious() *KeyValue {
@@ -4013,7 +4564,7 @@ type TxnResult_Delete struct {
 
 func (x *TxnResult_Delete) Reset() {
 	*x = TxnResult_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4025,7 +4576,7 @@ func (x *TxnResult_Delete) String() string {
 func (*TxnResult_Delete) ProtoMessage() {}
 
 func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4038,7 +4589,7 @@ func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Delete.ProtoReflect.Descriptor instead.
 func (*TxnResult_Delete) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 1}
 }
 
 func (x *TxnResult_Delete) GetDeleted() int64 {
@@ -4068,7 +4619,7 @@ type TxnResult_Read struct {
 
 func (x *TxnResult_Read) Reset() {
 	*x = TxnResult_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4080,7 +4631,7 @@ func (x *TxnResult_Read) String() string {
 func (*TxnResult_Read) ProtoMessage() {}
 
 func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4093,7 +4644,7 @@ func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Read.ProtoReflect.Descriptor instead.
 func (*TxnResult_Read) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 2}
 }
 
 func (x *TxnResult_Read) GetKeyValues() []*KeyValue {
@@ -4127,7 +4678,7 @@ type TxnResult_Nested struct {
 
 func (x *TxnResult_Nested) Reset() {
 	*x = TxnResult_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4690,7 @@ func (x *TxnResult_Nested) String() string {
 func (*TxnResult_Nested) ProtoMessage() {}
 
 func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4703,7 @@ func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TxnResult_Nested.ProtoReflect.Descriptor instead.
 func (*TxnResult_Nested) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{20, 3}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{24, 3}
 }
 
 func (x *TxnResult_Nested) GetSucceeded() bool {
@@ -4191,7 +4742,7 @@ type WatchRequest_Create struct {
 
 func (x *WatchRequest_Create) Reset() {
 	*x = WatchRequest_Create{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4203,7 +4754,7 @@ func (x *WatchRequest_Create) String() string {
 func (*WatchRequest_Create) ProtoMessage() {}
 
 func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4216,7 +4767,7 @@ func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Create.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Create) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 0}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27, 0}
 }
 
 func (x *WatchRequest_Create) GetWatchId() int64 {
@@ -4291,7 +4842,7 @@ type WatchRequest_Cancel struct {
 
 func (x *WatchRequest_Cancel) Reset() {
 	*x = WatchRequest_Cancel{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +4854,7 @@ func (x *WatchRequest_Cancel) String() string {
 func (*WatchRequest_Cancel) ProtoMessage() {}
 
 func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +4867,7 @@ func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Cancel.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Cancel) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 1}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27, 1}
 }
 
 func (x *WatchRequest_Cancel) GetWatchId() int64 {
@@ -4334,7 +4885,7 @@ type WatchRequest_Progress struct {
 
 func (x *WatchRequest_Progress) Reset() {
 	*x = WatchRequest_Progress{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4897,7 @@ func (x *WatchRequest_Progress) String() string {
 func (*WatchRequest_Progress) ProtoMessage() {}
 
 func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4910,7 @@ func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest_Progress.ProtoReflect.Descriptor instead.
 func (*WatchRequest_Progress) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{23, 2}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{27, 2}
 }
 
 var File_logmirror_kv_v1_kv_proto protoreflect.FileDescriptor
@@ -4468,7 +5019,39 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x12\x1c\n" +
 	"\tsucceeded\x18\x02 \x01(\bR\tsucceeded\x123\n" +
 	"\acurrent\x18\x03 \x01(\v2\x19.logmirror.kv.v1.KeyValueR\acurrent\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\x98\x03\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\xd0\x03\n" +
+	"\bMutation\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05lease\x18\x02 \x01(\x03R\x05lease\x12\x12\n" +
+	"\x03add\x18\x03 \x01(\x03H\x00R\x03add\x12\x12\n" +
+	"\x03max\x18\x04 \x01(\x03H\x00R\x03max\x12\x12\n" +
+	"\x03min\x18\x05 \x01(\x03H\x00R\x03min\x12:\n" +
+	"\x06insert\x18\x06 \x01(\v2 .logmirror.kv.v1.Mutation.InsertH\x00R\x06insert\x12:\n" +
+	"\x06remove\x18\a \x01(\v2 .logmirror.kv.v1.Mutation.RemoveH\x00R\x06remove\x12:\n" +
+	"\x06append\x18\b \x01(\v2 .logmirror.kv.v1.Mutation.AppendH\x00R\x06append\x1aC\n" +
+	"\x06Insert\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers\x12\x1f\n" +
+	"\vmembers_max\x18\x02 \x01(\x03R\n" +
+	"membersMax\x1a\"\n" +
+	"\x06Remove\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers\x1a9\n" +
+	"\x06Append\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1b\n" +
+	"\tbytes_max\x18\x02 \x01(\x03R\bbytesMaxB\b\n" +
+	"\x06change\"\x7f\n" +
+	"\rMutateRequest\x125\n" +
+	"\bmutation\x18\x01 \x01(\v2\x19.logmirror.kv.v1.MutationR\bmutation\x127\n" +
+	"\aoptions\x18\x02 \x01(\v2\x1d.logmirror.kv.v1.WriteOptionsR\aoptions\"\x9e\x01\n" +
+	"\x0eMutateResponse\x127\n" +
+	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x127\n" +
+	"\x06result\x18\x03 \x01(\v2\x1f.logmirror.kv.v1.MutationResultR\x06result\"\xbc\x01\n" +
+	"\x0eMutationResult\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x18\n" +
+	"\ainteger\x18\x02 \x01(\x03R\ainteger\x12\x18\n" +
+	"\amembers\x18\x03 \x01(\x03R\amembers\x12'\n" +
+	"\x0fmembers_changed\x18\x04 \x01(\x03R\x0emembersChanged\x123\n" +
+	"\acurrent\x18\x05 \x01(\v2\x19.logmirror.kv.v1.KeyValueR\acurrent\"\x98\x03\n" +
 	"\aCompare\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1b\n" +
 	"\trange_end\x18\x02 \x01(\fR\brangeEnd\x12=\n" +
@@ -4491,12 +5074,13 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x03(\v2\x1d.logmirror.kv.v1.TxnOperationR\asuccess\x127\n" +
 	"\afailure\x18\x03 \x03(\v2\x1d.logmirror.kv.v1.TxnOperationR\afailure\x127\n" +
 	"\aoptions\x18\x04 \x01(\v2\x1d.logmirror.kv.v1.WriteOptionsR\aoptions\x12>\n" +
-	"\vconsistency\x18\x05 \x01(\v2\x1c.logmirror.kv.v1.ConsistencyR\vconsistency\"\xf9\x05\n" +
+	"\vconsistency\x18\x05 \x01(\v2\x1c.logmirror.kv.v1.ConsistencyR\vconsistency\"\xae\x06\n" +
 	"\fTxnOperation\x125\n" +
 	"\x03put\x18\x01 \x01(\v2!.logmirror.kv.v1.TxnOperation.PutH\x00R\x03put\x12>\n" +
 	"\x06delete\x18\x02 \x01(\v2$.logmirror.kv.v1.TxnOperation.DeleteH\x00R\x06delete\x128\n" +
 	"\x04read\x18\x03 \x01(\v2\".logmirror.kv.v1.TxnOperation.ReadH\x00R\x04read\x12>\n" +
-	"\x06nested\x18\x04 \x01(\v2$.logmirror.kv.v1.TxnOperation.NestedH\x00R\x06nested\x1al\n" +
+	"\x06nested\x18\x04 \x01(\v2$.logmirror.kv.v1.TxnOperation.NestedH\x00R\x06nested\x123\n" +
+	"\x06mutate\x18\x05 \x01(\v2\x19.logmirror.kv.v1.MutationH\x00R\x06mutate\x1al\n" +
 	"\x03Put\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x14\n" +
@@ -4520,12 +5104,13 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x12\x1c\n" +
 	"\tsucceeded\x18\x02 \x01(\bR\tsucceeded\x124\n" +
 	"\aresults\x18\x03 \x03(\v2\x1a.logmirror.kv.v1.TxnResultR\aresults\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xdd\x04\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\x98\x05\n" +
 	"\tTxnResult\x122\n" +
 	"\x03put\x18\x01 \x01(\v2\x1e.logmirror.kv.v1.TxnResult.PutH\x00R\x03put\x12;\n" +
 	"\x06delete\x18\x02 \x01(\v2!.logmirror.kv.v1.TxnResult.DeleteH\x00R\x06delete\x125\n" +
 	"\x04read\x18\x03 \x01(\v2\x1f.logmirror.kv.v1.TxnResult.ReadH\x00R\x04read\x12;\n" +
-	"\x06nested\x18\x04 \x01(\v2!.logmirror.kv.v1.TxnResult.NestedH\x00R\x06nested\x1a<\n" +
+	"\x06nested\x18\x04 \x01(\v2!.logmirror.kv.v1.TxnResult.NestedH\x00R\x06nested\x129\n" +
+	"\x06mutate\x18\x05 \x01(\v2\x1f.logmirror.kv.v1.MutationResultH\x00R\x06mutate\x1a<\n" +
 	"\x03Put\x125\n" +
 	"\bprevious\x18\x01 \x01(\v2\x19.logmirror.kv.v1.KeyValueR\bprevious\x1aY\n" +
 	"\x06Delete\x12\x18\n" +
@@ -4690,13 +5275,14 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x17round_trip_microseconds\x18\n" +
 	" \x01(\x03R\x15roundTripMicroseconds\x12\x12\n" +
 	"\x04term\x18\v \x01(\x04R\x04term\x12\x16\n" +
-	"\x06alarms\x18\f \x03(\tR\x06alarms2\x92\x04\n" +
+	"\x06alarms\x18\f \x03(\tR\x06alarms2\xdd\x04\n" +
 	"\tKvService\x12@\n" +
 	"\x03Put\x12\x1b.logmirror.kv.v1.PutRequest\x1a\x1c.logmirror.kv.v1.PutResponse\x12@\n" +
 	"\x03Get\x12\x1b.logmirror.kv.v1.GetRequest\x1a\x1c.logmirror.kv.v1.GetResponse\x12C\n" +
 	"\x04List\x12\x1c.logmirror.kv.v1.ListRequest\x1a\x1d.logmirror.kv.v1.ListResponse\x12I\n" +
 	"\x06Delete\x12\x1e.logmirror.kv.v1.DeleteRequest\x1a\x1f.logmirror.kv.v1.DeleteResponse\x12a\n" +
-	"\x0eCompareAndSwap\x12&.logmirror.kv.v1.CompareAndSwapRequest\x1a'.logmirror.kv.v1.CompareAndSwapResponse\x12@\n" +
+	"\x0eCompareAndSwap\x12&.logmirror.kv.v1.CompareAndSwapRequest\x1a'.logmirror.kv.v1.CompareAndSwapResponse\x12I\n" +
+	"\x06Mutate\x12\x1e.logmirror.kv.v1.MutateRequest\x1a\x1f.logmirror.kv.v1.MutateResponse\x12@\n" +
 	"\x03Txn\x12\x1b.logmirror.kv.v1.TxnRequest\x1a\x1c.logmirror.kv.v1.TxnResponse\x12L\n" +
 	"\aCompact\x12\x1f.logmirror.kv.v1.CompactRequest\x1a .logmirror.kv.v1.CompactResponse2Z\n" +
 	"\fWatchService\x12J\n" +
@@ -4727,7 +5313,7 @@ func file_logmirror_kv_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_kv_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(Consistency_Level)(0),         // 0: logmirror.kv.v1.Consistency.Level
 	(Compare_Relation)(0),          // 1: logmirror.kv.v1.Compare.Relation
@@ -4749,52 +5335,59 @@ var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(*DeleteResponse)(nil),         // 17: logmirror.kv.v1.DeleteResponse
 	(*CompareAndSwapRequest)(nil),  // 18: logmirror.kv.v1.CompareAndSwapRequest
 	(*CompareAndSwapResponse)(nil), // 19: logmirror.kv.v1.CompareAndSwapResponse
-	(*Compare)(nil),                // 20: logmirror.kv.v1.Compare
-	(*TxnRequest)(nil),             // 21: logmirror.kv.v1.TxnRequest
-	(*TxnOperation)(nil),           // 22: logmirror.kv.v1.TxnOperation
-	(*TxnResponse)(nil),            // 23: logmirror.kv.v1.TxnResponse
-	(*TxnResult)(nil),              // 24: logmirror.kv.v1.TxnResult
-	(*CompactRequest)(nil),         // 25: logmirror.kv.v1.CompactRequest
-	(*CompactResponse)(nil),        // 26: logmirror.kv.v1.CompactResponse
-	(*WatchRequest)(nil),           // 27: logmirror.kv.v1.WatchRequest
-	(*WatchResponse)(nil),          // 28: logmirror.kv.v1.WatchResponse
-	(*Event)(nil),                  // 29: logmirror.kv.v1.Event
-	(*GrantRequest)(nil),           // 30: logmirror.kv.v1.GrantRequest
-	(*GrantResponse)(nil),          // 31: logmirror.kv.v1.GrantResponse
-	(*RevokeRequest)(nil),          // 32: logmirror.kv.v1.RevokeRequest
-	(*RevokeResponse)(nil),         // 33: logmirror.kv.v1.RevokeResponse
-	(*KeepAliveRequest)(nil),       // 34: logmirror.kv.v1.KeepAliveRequest
-	(*KeepAliveResponse)(nil),      // 35: logmirror.kv.v1.KeepAliveResponse
-	(*TimeToLiveRequest)(nil),      // 36: logmirror.kv.v1.TimeToLiveRequest
-	(*TimeToLiveResponse)(nil),     // 37: logmirror.kv.v1.TimeToLiveResponse
-	(*ListLeasesRequest)(nil),      // 38: logmirror.kv.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),     // 39: logmirror.kv.v1.ListLeasesResponse
-	(*LeaseStatus)(nil),            // 40: logmirror.kv.v1.LeaseStatus
-	(*GenerateRequest)(nil),        // 41: logmirror.kv.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 42: logmirror.kv.v1.GenerateResponse
-	(*IdBlock)(nil),                // 43: logmirror.kv.v1.IdBlock
-	(*StatusRequest)(nil),          // 44: logmirror.kv.v1.StatusRequest
-	(*StatusResponse)(nil),         // 45: logmirror.kv.v1.StatusResponse
-	(*FrontendStatus)(nil),         // 46: logmirror.kv.v1.FrontendStatus
-	(*LogStatus)(nil),              // 47: logmirror.kv.v1.LogStatus
-	(*LogMemberStatus)(nil),        // 48: logmirror.kv.v1.LogMemberStatus
-	(*TxnOperation_Put)(nil),       // 49: logmirror.kv.v1.TxnOperation.Put
-	(*TxnOperation_Delete)(nil),    // 50: logmirror.kv.v1.TxnOperation.Delete
-	(*TxnOperation_Read)(nil),      // 51: logmirror.kv.v1.TxnOperation.Read
-	(*TxnOperation_Nested)(nil),    // 52: logmirror.kv.v1.TxnOperation.Nested
-	(*TxnResult_Put)(nil),          // 53: logmirror.kv.v1.TxnResult.Put
-	(*TxnResult_Delete)(nil),       // 54: logmirror.kv.v1.TxnResult.Delete
-	(*TxnResult_Read)(nil),         // 55: logmirror.kv.v1.TxnResult.Read
-	(*TxnResult_Nested)(nil),       // 56: logmirror.kv.v1.TxnResult.Nested
-	(*WatchRequest_Create)(nil),    // 57: logmirror.kv.v1.WatchRequest.Create
-	(*WatchRequest_Cancel)(nil),    // 58: logmirror.kv.v1.WatchRequest.Cancel
-	(*WatchRequest_Progress)(nil),  // 59: logmirror.kv.v1.WatchRequest.Progress
+	(*Mutation)(nil),               // 20: logmirror.kv.v1.Mutation
+	(*MutateRequest)(nil),          // 21: logmirror.kv.v1.MutateRequest
+	(*MutateResponse)(nil),         // 22: logmirror.kv.v1.MutateResponse
+	(*MutationResult)(nil),         // 23: logmirror.kv.v1.MutationResult
+	(*Compare)(nil),                // 24: logmirror.kv.v1.Compare
+	(*TxnRequest)(nil),             // 25: logmirror.kv.v1.TxnRequest
+	(*TxnOperation)(nil),           // 26: logmirror.kv.v1.TxnOperation
+	(*TxnResponse)(nil),            // 27: logmirror.kv.v1.TxnResponse
+	(*TxnResult)(nil),              // 28: logmirror.kv.v1.TxnResult
+	(*CompactRequest)(nil),         // 29: logmirror.kv.v1.CompactRequest
+	(*CompactResponse)(nil),        // 30: logmirror.kv.v1.CompactResponse
+	(*WatchRequest)(nil),           // 31: logmirror.kv.v1.WatchRequest
+	(*WatchResponse)(nil),          // 32: logmirror.kv.v1.WatchResponse
+	(*Event)(nil),                  // 33: logmirror.kv.v1.Event
+	(*GrantRequest)(nil),           // 34: logmirror.kv.v1.GrantRequest
+	(*GrantResponse)(nil),          // 35: logmirror.kv.v1.GrantResponse
+	(*RevokeRequest)(nil),          // 36: logmirror.kv.v1.RevokeRequest
+	(*RevokeResponse)(nil),         // 37: logmirror.kv.v1.RevokeResponse
+	(*KeepAliveRequest)(nil),       // 38: logmirror.kv.v1.KeepAliveRequest
+	(*KeepAliveResponse)(nil),      // 39: logmirror.kv.v1.KeepAliveResponse
+	(*TimeToLiveRequest)(nil),      // 40: logmirror.kv.v1.TimeToLiveRequest
+	(*TimeToLiveResponse)(nil),     // 41: logmirror.kv.v1.TimeToLiveResponse
+	(*ListLeasesRequest)(nil),      // 42: logmirror.kv.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),     // 43: logmirror.kv.v1.ListLeasesResponse
+	(*LeaseStatus)(nil),            // 44: logmirror.kv.v1.LeaseStatus
+	(*GenerateRequest)(nil),        // 45: logmirror.kv.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 46: logmirror.kv.v1.GenerateResponse
+	(*IdBlock)(nil),                // 47: logmirror.kv.v1.IdBlock
+	(*StatusRequest)(nil),          // 48: logmirror.kv.v1.StatusRequest
+	(*StatusResponse)(nil),         // 49: logmirror.kv.v1.StatusResponse
+	(*FrontendStatus)(nil),         // 50: logmirror.kv.v1.FrontendStatus
+	(*LogStatus)(nil),              // 51: logmirror.kv.v1.LogStatus
+	(*LogMemberStatus)(nil),        // 52: logmirror.kv.v1.LogMemberStatus
+	(*Mutation_Insert)(nil),        // 53: logmirror.kv.v1.Mutation.Insert
+	(*Mutation_Remove)(nil),        // 54: logmirror.kv.v1.Mutation.Remove
+	(*Mutation_Append)(nil),        // 55: logmirror.kv.v1.Mutation.Append
+	(*TxnOperation_Put)(nil),       // 56: logmirror.kv.v1.TxnOperation.Put
+	(*TxnOperation_Delete)(nil),    // 57: logmirror.kv.v1.TxnOperation.Delete
+	(*TxnOperation_Read)(nil),      // 58: logmirror.kv.v1.TxnOperation.Read
+	(*TxnOperation_Nested)(nil),    // 59: logmirror.kv.v1.TxnOperation.Nested
+	(*TxnResult_Put)(nil),          // 60: logmirror.kv.v1.TxnResult.Put
+	(*TxnResult_Delete)(nil),       // 61: logmirror.kv.v1.TxnResult.Delete
+	(*TxnResult_Read)(nil),         // 62: logmirror.kv.v1.TxnResult.Read
+	(*TxnResult_Nested)(nil),       // 63: logmirror.kv.v1.TxnResult.Nested
+	(*WatchRequest_Create)(nil),    // 64: logmirror.kv.v1.WatchRequest.Create
+	(*WatchRequest_Cancel)(nil),    // 65: logmirror.kv.v1.WatchRequest.Cancel
+	(*WatchRequest_Progress)(nil),  // 66: logmirror.kv.v1.WatchRequest.Progress
 }
 var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	0,  // 0: logmirror.kv.v1.Consistency.level:type_name -> logmirror.kv.v1.Consistency.Level
 	6,  // 1: logmirror.kv.v1.Consistency.at_least:type_name -> logmirror.kv.v1.Token
 	5,  // 2: logmirror.kv.v1.SyncIncomplete.header:type_name -> logmirror.kv.v1.ResponseHeader
-	46, // 3: logmirror.kv.v1.SyncIncomplete.missing:type_name -> logmirror.kv.v1.FrontendStatus
+	50, // 3: logmirror.kv.v1.SyncIncomplete.missing:type_name -> logmirror.kv.v1.FrontendStatus
 	8,  // 4: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 5: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	4,  // 6: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
@@ -4810,90 +5403,102 @@ var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	8,  // 16: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 17: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	4,  // 18: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
-	1,  // 19: logmirror.kv.v1.Compare.relation:type_name -> logmirror.kv.v1.Compare.Relation
-	20, // 20: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
-	22, // 21: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
-	22, // 22: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
-	8,  // 23: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	7,  // 24: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	49, // 25: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
-	50, // 26: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
-	51, // 27: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
-	52, // 28: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
-	5,  // 29: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	24, // 30: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
-	53, // 31: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
-	54, // 32: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
-	55, // 33: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
-	56, // 34: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
-	8,  // 35: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 36: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	57, // 37: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
-	58, // 38: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
-	59, // 39: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
-	5,  // 40: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	29, // 41: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
-	2,  // 42: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
-	4,  // 43: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 44: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
-	8,  // 45: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 46: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	8,  // 47: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 48: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 49: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 50: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	5,  // 51: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	40, // 52: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
-	3,  // 53: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
-	8,  // 54: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 55: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	43, // 56: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
-	5,  // 57: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	46, // 58: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
-	47, // 59: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
-	48, // 60: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
-	20, // 61: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
-	22, // 62: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
-	22, // 63: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
-	4,  // 64: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 65: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 66: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
-	24, // 67: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
-	10, // 68: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
-	12, // 69: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
-	14, // 70: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
-	16, // 71: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
-	18, // 72: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
-	21, // 73: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
-	25, // 74: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
-	27, // 75: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
-	30, // 76: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
-	32, // 77: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
-	34, // 78: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
-	36, // 79: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
-	38, // 80: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
-	41, // 81: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
-	44, // 82: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
-	11, // 83: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
-	13, // 84: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
-	15, // 85: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
-	17, // 86: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
-	19, // 87: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
-	23, // 88: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
-	26, // 89: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
-	28, // 90: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
-	31, // 91: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
-	33, // 92: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
-	35, // 93: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
-	37, // 94: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
-	39, // 95: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
-	42, // 96: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
-	45, // 97: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
-	83, // [83:98] is the sub-list for method output_type
-	68, // [68:83] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	53, // 19: logmirror.kv.v1.Mutation.insert:type_name -> logmirror.kv.v1.Mutation.Insert
+	54, // 20: logmirror.kv.v1.Mutation.remove:type_name -> logmirror.kv.v1.Mutation.Remove
+	55, // 21: logmirror.kv.v1.Mutation.append:type_name -> logmirror.kv.v1.Mutation.Append
+	20, // 22: logmirror.kv.v1.MutateRequest.mutation:type_name -> logmirror.kv.v1.Mutation
+	8,  // 23: logmirror.kv.v1.MutateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 24: logmirror.kv.v1.MutateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	23, // 25: logmirror.kv.v1.MutateResponse.result:type_name -> logmirror.kv.v1.MutationResult
+	4,  // 26: logmirror.kv.v1.MutationResult.current:type_name -> logmirror.kv.v1.KeyValue
+	1,  // 27: logmirror.kv.v1.Compare.relation:type_name -> logmirror.kv.v1.Compare.Relation
+	24, // 28: logmirror.kv.v1.TxnRequest.compares:type_name -> logmirror.kv.v1.Compare
+	26, // 29: logmirror.kv.v1.TxnRequest.success:type_name -> logmirror.kv.v1.TxnOperation
+	26, // 30: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
+	8,  // 31: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	7,  // 32: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	56, // 33: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
+	57, // 34: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
+	58, // 35: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
+	59, // 36: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
+	20, // 37: logmirror.kv.v1.TxnOperation.mutate:type_name -> logmirror.kv.v1.Mutation
+	5,  // 38: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	28, // 39: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
+	60, // 40: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
+	61, // 41: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
+	62, // 42: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
+	63, // 43: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
+	23, // 44: logmirror.kv.v1.TxnResult.mutate:type_name -> logmirror.kv.v1.MutationResult
+	8,  // 45: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 46: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	64, // 47: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
+	65, // 48: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
+	66, // 49: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
+	5,  // 50: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	33, // 51: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
+	2,  // 52: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
+	4,  // 53: logmirror.kv.v1.Event.kv:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 54: logmirror.kv.v1.Event.prev_kv:type_name -> logmirror.kv.v1.KeyValue
+	8,  // 55: logmirror.kv.v1.GrantRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 56: logmirror.kv.v1.GrantResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	8,  // 57: logmirror.kv.v1.RevokeRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 58: logmirror.kv.v1.RevokeResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 59: logmirror.kv.v1.KeepAliveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 60: logmirror.kv.v1.TimeToLiveResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	5,  // 61: logmirror.kv.v1.ListLeasesResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	44, // 62: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
+	3,  // 63: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
+	8,  // 64: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	5,  // 65: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	47, // 66: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
+	5,  // 67: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	50, // 68: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
+	51, // 69: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
+	52, // 70: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
+	24, // 71: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
+	26, // 72: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
+	26, // 73: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
+	4,  // 74: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 75: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 76: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
+	28, // 77: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
+	10, // 78: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
+	12, // 79: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
+	14, // 80: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
+	16, // 81: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
+	18, // 82: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
+	21, // 83: logmirror.kv.v1.KvService.Mutate:input_type -> logmirror.kv.v1.MutateRequest
+	25, // 84: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
+	29, // 85: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
+	31, // 86: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
+	34, // 87: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
+	36, // 88: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
+	38, // 89: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
+	40, // 90: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
+	42, // 91: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
+	45, // 92: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
+	48, // 93: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
+	11, // 94: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
+	13, // 95: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
+	15, // 96: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
+	17, // 97: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
+	19, // 98: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
+	22, // 99: logmirror.kv.v1.KvService.Mutate:output_type -> logmirror.kv.v1.MutateResponse
+	27, // 100: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
+	30, // 101: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
+	32, // 102: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
+	35, // 103: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
+	37, // 104: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
+	39, // 105: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
+	41, // 106: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
+	43, // 107: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
+	46, // 108: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
+	49, // 109: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
+	94, // [94:110] is the sub-list for method output_type
+	78, // [78:94] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_kv_v1_kv_proto_init() }
@@ -4909,25 +5514,35 @@ func file_logmirror_kv_v1_kv_proto_init() {
 		(*CompareAndSwapRequest_Delete)(nil),
 	}
 	file_logmirror_kv_v1_kv_proto_msgTypes[16].OneofWrappers = []any{
+		(*Mutation_Add)(nil),
+		(*Mutation_Max)(nil),
+		(*Mutation_Min)(nil),
+		(*Mutation_Insert_)(nil),
+		(*Mutation_Remove_)(nil),
+		(*Mutation_Append_)(nil),
+	}
+	file_logmirror_kv_v1_kv_proto_msgTypes[20].OneofWrappers = []any{
 		(*Compare_Version)(nil),
 		(*Compare_CreateRevision)(nil),
 		(*Compare_ModRevision)(nil),
 		(*Compare_Value)(nil),
 		(*Compare_Lease)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[18].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[22].OneofWrappers = []any{
 		(*TxnOperation_Put_)(nil),
 		(*TxnOperation_Delete_)(nil),
 		(*TxnOperation_Read_)(nil),
 		(*TxnOperation_Nested_)(nil),
+		(*TxnOperation_Mutate)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[20].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[24].OneofWrappers = []any{
 		(*TxnResult_Put_)(nil),
 		(*TxnResult_Delete_)(nil),
 		(*TxnResult_Read_)(nil),
 		(*TxnResult_Nested_)(nil),
+		(*TxnResult_Mutate)(nil),
 	}
-	file_logmirror_kv_v1_kv_proto_msgTypes[23].OneofWrappers = []any{
+	file_logmirror_kv_v1_kv_proto_msgTypes[27].OneofWrappers = []any{
 		(*WatchRequest_Create_)(nil),
 		(*WatchRequest_Cancel_)(nil),
 		(*WatchRequest_Progress_)(nil),
@@ -4938,7 +5553,7 @@ func file_logmirror_kv_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_kv_v1_kv_proto_rawDesc), len(file_logmirror_kv_v1_kv_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   56,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -29,6 +29,7 @@ const (
 	KvService_List_FullMethodName           = "/logmirror.kv.v1.KvService/List"
 	KvService_Delete_FullMethodName         = "/logmirror.kv.v1.KvService/Delete"
 	KvService_CompareAndSwap_FullMethodName = "/logmirror.kv.v1.KvService/CompareAndSwap"
+	KvService_Mutate_FullMethodName         = "/logmirror.kv.v1.KvService/Mutate"
 	KvService_Txn_FullMethodName            = "/logmirror.kv.v1.KvService/Txn"
 	KvService_Compact_FullMethodName        = "/logmirror.kv.v1.KvService/Compact"
 )
@@ -49,6 +50,11 @@ type KvServiceClient interface {
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
 	// CompareAndSwap writes or deletes one key if it is as expected, decided by the order of the log.
 	CompareAndSwap(ctx context.Context, in *CompareAndSwapRequest, opts ...grpc.CallOption) (*CompareAndSwapResponse, error)
+	// Mutate changes one key by what it is, without a read before: adds to an integer, raises or lowers it, inserts into or
+	// removes from a set, appends. Mutations from all regions are applied in the order of the log, so each counts. A value is
+	// an ordinary one, readable by any client of either API. FAILED_PRECONDITION: the value is no integer or set, or a bound
+	// that the mutation names would be exceeded. OUT_OF_RANGE: the outcome is not within 64 bits, or larger than 1 MiB.
+	Mutate(ctx context.Context, in *MutateRequest, opts ...grpc.CallOption) (*MutateResponse, error)
 	// Txn applies one of two lists of operations, depending on comparisons, under one revision.
 	Txn(ctx context.Context, in *TxnRequest, opts ...grpc.CallOption) (*TxnResponse, error)
 	// Compact drops the history below a revision, in every region.
@@ -113,6 +119,16 @@ func (c *kvServiceClient) CompareAndSwap(ctx context.Context, in *CompareAndSwap
 	return out, nil
 }
 
+func (c *kvServiceClient) Mutate(ctx context.Context, in *MutateRequest, opts ...grpc.CallOption) (*MutateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MutateResponse)
+	err := c.cc.Invoke(ctx, KvService_Mutate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kvServiceClient) Txn(ctx context.Context, in *TxnRequest, opts ...grpc.CallOption) (*TxnResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TxnResponse)
@@ -149,6 +165,11 @@ type KvServiceServer interface {
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	// CompareAndSwap writes or deletes one key if it is as expected, decided by the order of the log.
 	CompareAndSwap(context.Context, *CompareAndSwapRequest) (*CompareAndSwapResponse, error)
+	// Mutate changes one key by what it is, without a read before: adds to an integer, raises or lowers it, inserts into or
+	// removes from a set, appends. Mutations from all regions are applied in the order of the log, so each counts. A value is
+	// an ordinary one, readable by any client of either API. FAILED_PRECONDITION: the value is no integer or set, or a bound
+	// that the mutation names would be exceeded. OUT_OF_RANGE: the outcome is not within 64 bits, or larger than 1 MiB.
+	Mutate(context.Context, *MutateRequest) (*MutateResponse, error)
 	// Txn applies one of two lists of operations, depending on comparisons, under one revision.
 	Txn(context.Context, *TxnRequest) (*TxnResponse, error)
 	// Compact drops the history below a revision, in every region.
@@ -177,6 +198,9 @@ func (UnimplementedKvServiceServer) Delete(context.Context, *DeleteRequest) (*De
 }
 func (UnimplementedKvServiceServer) CompareAndSwap(context.Context, *CompareAndSwapRequest) (*CompareAndSwapResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CompareAndSwap not implemented")
+}
+func (UnimplementedKvServiceServer) Mutate(context.Context, *MutateRequest) (*MutateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Mutate not implemented")
 }
 func (UnimplementedKvServiceServer) Txn(context.Context, *TxnRequest) (*TxnResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Txn not implemented")
@@ -295,6 +319,24 @@ func _KvService_CompareAndSwap_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KvService_Mutate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MutateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KvServiceServer).Mutate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KvService_Mutate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KvServiceServer).Mutate(ctx, req.(*MutateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KvService_Txn_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TxnRequest)
 	if err := dec(in); err != nil {
@@ -357,6 +399,10 @@ var KvService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CompareAndSwap",
 			Handler:    _KvService_CompareAndSwap_Handler,
+		},
+		{
+			MethodName: "Mutate",
+			Handler:    _KvService_Mutate_Handler,
 		},
 		{
 			MethodName: "Txn",
