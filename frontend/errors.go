@@ -27,10 +27,17 @@ var table = []struct {
 	{keeper.ErrLeaseNotFound, codes.NotFound},
 	{statemachine.ErrLeaseExists, codes.AlreadyExists},
 	{statemachine.ErrNoSpace, codes.ResourceExhausted},
+	{statemachine.ErrNotInteger, codes.FailedPrecondition},
+	{statemachine.ErrNotSet, codes.FailedPrecondition},
+	{statemachine.ErrIntegerRange, codes.OutOfRange},
+	{statemachine.ErrValueTooLarge, codes.OutOfRange},
 	{keeper.ErrUnavailable, codes.Unavailable},
 	{watch.ErrClosed, codes.Unavailable},
 	{watch.ErrOverloaded, codes.ResourceExhausted},
 }
+
+// reasonOverLimit tells a bound that a mutation names itself from what else may be in its way.
+const reasonOverLimit = "LIMIT_EXCEEDED"
 
 // failure turns an error of the parts below into a status.
 func failure(err error) error {
@@ -40,6 +47,8 @@ func failure(err error) error {
 		return serving.Status(err, "")
 	case errors.As(err, &refused):
 		return refusedField(refused)
+	case errors.Is(err, statemachine.ErrOverLimit):
+		return serving.WithReason(status.Error(codes.FailedPrecondition, err.Error()), reasonOverLimit)
 	}
 	for _, row := range table {
 		if errors.Is(err, row.err) {

@@ -148,6 +148,11 @@ func (t *txnTranslation) operation(
 			Key: o.Delete.GetKey(), RangeEnd: o.Delete.GetRangeEnd(), Previous: o.Delete.GetReturnPrevious(),
 		}}
 		err = checkKey(field+".delete.key", o.Delete.GetKey())
+	case *kvv1.TxnOperation_Mutate:
+		t.writes, written.puts = true, []string{string(o.Mutate.GetKey())}
+		var mutate *commandv1.Mutate
+		mutate, err = mutateCommand(field+".mutate", o.Mutate)
+		command.Operation = &commandv1.TxnOperation_Mutate{Mutate: mutate}
 	case *kvv1.TxnOperation_Read_:
 		command.Operation = &commandv1.TxnOperation_Range{Range: &commandv1.Range{
 			Key: o.Read.GetKey(), RangeEnd: o.Read.GetRangeEnd(), Limit: o.Read.GetLimit(), KeysOnly: o.Read.GetKeysOnly(),
@@ -161,7 +166,7 @@ func (t *txnTranslation) operation(
 			o.Nested.GetCompares(), o.Nested.GetSuccess(), o.Nested.GetFailure())
 		command.Operation = &commandv1.TxnOperation_Txn{Txn: txn}
 	default:
-		err = invalid(field, "must be one of put, delete, read and nested")
+		err = invalid(field, "must be one of put, delete, read, nested and mutate")
 	}
 	return command, written, nested, err
 }
@@ -225,6 +230,8 @@ func txnResult(operation *commandv1.TxnOperation, result *statemachine.Operation
 		return &kvv1.TxnResult{Result: &kvv1.TxnResult_Delete_{Delete: &kvv1.TxnResult_Delete{
 			Deleted: result.Delete.Deleted, Previous: keyValues(result.Delete.Previous),
 		}}}
+	case *commandv1.TxnOperation_Mutate:
+		return &kvv1.TxnResult{Result: &kvv1.TxnResult_Mutate{Mutate: mutationResult(result.Mutate)}}
 	case *commandv1.TxnOperation_Range:
 		read := &kvv1.TxnResult_Read{
 			KeyValues: keyValues(result.Range.KVs), More: result.Range.More, Count: result.Range.Count,

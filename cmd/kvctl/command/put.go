@@ -2,8 +2,6 @@ package command
 
 import (
 	"context"
-	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -37,12 +35,9 @@ func newPut(o *options) *cobra.Command {
 			if len(args) == 2 && args[1] != "-" {
 				request.Value = []byte(args[1])
 			} else {
-				value, err := io.ReadAll(io.LimitReader(o.in, valueBytesMax+1))
+				value, err := o.readValue()
 				if err != nil {
-					return fmt.Errorf("standard input: %w", err)
-				}
-				if len(value) > valueBytesMax {
-					return exitError{exitUsage, fmt.Errorf("standard input: a value of more than %d bytes", valueBytesMax)}
+					return err
 				}
 				request.Value = value
 			}

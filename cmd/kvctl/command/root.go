@@ -119,7 +119,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringVar(&o.tls.Authority, "cacert", "", "authority `file` that the frontend's certificate must be signed by")
 	root.AddCommand(
 		newPut(o), newGet(o), newList(o), newDelete(o), newCompareAndSwap(o), newTxn(o), newWatch(o), newLease(o),
-		newID(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o), newSettings(o),
+		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o), newSettings(o),
 	)
 	for _, c := range allCommands(root) {
 		if c.Args != nil {
@@ -220,16 +220,11 @@ func (o *options) call(c *cobra.Command, do func(ctx context.Context, c *client.
 // callWrite is call for requests that write: it tells a write that was not applied from one whose outcome is unknown.
 func (o *options) callWrite(c *cobra.Command, do func(ctx context.Context, c *client.Client) error) error {
 	err := o.call(c, do)
-	if status.Code(err) == codes.Unavailable && !notApplied(err) {
+	if status.Code(err) == codes.Unavailable && !client.NotApplied(err) {
 		return exitError{exitUnknown, fmt.Errorf("the connection broke before the answer: whether the write was applied is not "+
 			"known; read before you write again (%w)", err)}
 	}
 	return err
-}
-
-// notApplied tells whether the frontend said so, or the request never got as far as a connection.
-func notApplied(err error) bool {
-	return hasReason(err, "NOT_APPLIED") || strings.Contains(status.Convert(err).Message(), "connection error:")
 }
 
 func hasReason(err error, reason string) bool {

@@ -24,6 +24,9 @@ const txnHelp = `Apply a transaction, read from FILE or standard input, one step
   then get KEY
   then list PREFIX
   then del KEY
+  then add KEY NUMBER            also max, min: to the integer of a key
+  then insert KEY MEMBER...      also remove: into the set of a key
+  then append KEY DATA
   else ...                       applied if one does not
 
 A word with spaces is quoted as in Go. Empty lines and lines that begin with # are skipped.
@@ -94,6 +97,8 @@ func txnResultJSON(result *kvv1.TxnResult) any {
 		return map[string]any{"delete": map[string]any{"deleted": r.Delete.GetDeleted(), "previous": list(r.Delete.GetPrevious())}}
 	case *kvv1.TxnResult_Read_:
 		return map[string]any{"read": map[string]any{"key_values": list(r.Read.GetKeyValues()), "more": r.Read.GetMore(), "count": r.Read.GetCount()}}
+	case *kvv1.TxnResult_Mutate:
+		return map[string]any{"mutate": mutationResultJSON(r.Mutate)}
 	default:
 		return map[string]any{}
 	}
@@ -107,6 +112,12 @@ func (o *options) printTxn(answer *kvv1.TxnResponse) {
 	o.line("%s, revision %d", branch, answer.GetRevision())
 	for _, result := range answer.GetResults() {
 		switch r := result.GetResult().(type) {
+		case *kvv1.TxnResult_Mutate:
+			if kv := r.Mutate.GetCurrent(); kv != nil {
+				o.line("%s\t%s", printable(kv.GetKey()), printable(kv.GetValue()))
+			} else {
+				o.line("no such key")
+			}
 		case *kvv1.TxnResult_Put_:
 			o.line("put OK")
 		case *kvv1.TxnResult_Delete_:
@@ -216,11 +227,15 @@ func parseCompare(words []string) (*kvv1.Compare, error) {
 }
 
 func parseOperation(words []string) (*kvv1.TxnOperation, error) {
-	wrong := errors.New("want: put KEY VALUE [LEASE], get KEY, list PREFIX or del KEY")
+	wrong := errors.New("want: put KEY VALUE [LEASE], get KEY, list PREFIX, del KEY, add, max or min KEY NUMBER, " +
+		"insert or remove KEY MEMBER..., append KEY DATA")
 	if len(words) < 2 {
 		return nil, wrong
 	}
 	key, rest := []byte(words[1]), words[2:]
+	if mutation, known, err := parseMutation(words[0], words[1], rest); known {
+		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Mutate{Mutate: mutation}}, err
+	}
 	switch {
 	case words[0] == "put" && (len(rest) == 1 || len(rest) == 2):
 		put := &kvv1.TxnOperation_Put{Key: key, Value: []byte(rest[0])}
@@ -240,6 +255,37 @@ func parseOperation(words []string) (*kvv1.TxnOperation, error) {
 		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Delete_{Delete: &kvv1.TxnOperation_Delete{Key: key}}}, nil
 	}
 	return nil, wrong
+}
+
+// parseMutation takes the words of an operation that is a mutation; known is false for another.
+func parseMutation(what, key string, rest []string) (mutation *kvv1.Mutation, known bool, err error) {
+	switch what {
+	case "add", "max", "min":
+		if len(rest) != 1 {
+			return nil, true, fmt.Errorf("want: %s KEY NUMBER", what)
+		}
+		n, err := strconv.ParseInt(rest[0], 10, 64)
+		if err != nil {
+			return nil, true, fmt.Errorf("%s %s: %q is no integer of 64 bits", what, key, rest[0])
+		}
+		mutations := map[string]func(string, int64) *kvv1.Mutation{"add": client.Add, "max": client.Max, "min": client.Min}
+		return mutations[what](key, n), true, nil
+	case "insert", "remove":
+		if len(rest) == 0 {
+			return nil, true, fmt.Errorf("want: %s KEY MEMBER...", what)
+		}
+		if what == "insert" {
+			return client.Insert(key, 0, rest...), true, nil
+		}
+		return client.Remove(key, rest...), true, nil
+	case "append":
+		if len(rest) != 1 {
+			return nil, true, errors.New("want: append KEY DATA")
+		}
+		return client.Append(key, 0, []byte(rest[0])), true, nil
+	default:
+		return nil, false, nil
+	}
 }
 
 // splitWords splits at white space and around parentheses; a word in double quotes is unquoted as in Go.

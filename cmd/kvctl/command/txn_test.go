@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/client"
 )
 
 func TestParseTxn(t *testing.T) {
@@ -16,6 +17,8 @@ if version(lock) = 0
 if value("a key") != "two words"
 then put lock me 1f
 then del old
+then add n -3
+then insert "a set" x y
 else get lock
 else list jobs/
 `
@@ -31,6 +34,8 @@ else list jobs/
 		Success: []*kvv1.TxnOperation{
 			{Operation: &kvv1.TxnOperation_Put_{Put: &kvv1.TxnOperation_Put{Key: []byte("lock"), Value: []byte("me"), Lease: 0x1f}}},
 			{Operation: &kvv1.TxnOperation_Delete_{Delete: &kvv1.TxnOperation_Delete{Key: []byte("old")}}},
+			{Operation: &kvv1.TxnOperation_Mutate{Mutate: client.Add("n", -3)}},
+			{Operation: &kvv1.TxnOperation_Mutate{Mutate: client.Insert("a set", 0, "x", "y")}},
 		},
 		Failure: []*kvv1.TxnOperation{
 			{Operation: &kvv1.TxnOperation_Read_{Read: &kvv1.TxnOperation_Read{Key: []byte("lock")}}},
@@ -54,6 +59,10 @@ func TestParseTxnRefuses(t *testing.T) {
 		"then put a b zz":                  "lease",
 		"then get \"a":                     "quote is not closed",
 		"then":                             "want: put KEY VALUE",
+		"then add n":                       "want: add KEY NUMBER",
+		"then max n 1.5":                   `"1.5" is no integer`,
+		"then remove s":                    "want: remove KEY MEMBER",
+		"then append l":                    "want: append KEY DATA",
 		"then get a\nthen frobnicate b\n ": "line 2",
 	} {
 		if _, err := parseTxn(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
