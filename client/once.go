@@ -11,13 +11,13 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 )
 
-// Once makes a write happen once, however often it has to be sent: it calls write with options that name one request id, and
+// Once makes a write happen once, however often it has to be sent: it calls write with a request id for its options, and
 // again while the log or the region's frontends cannot be reached or an outcome stays unknown, until ctx ends. write must
 // send the same request each time. The error is that of the write; where ctx ended, that of the attempt that left the outcome
 // open, if there was one, else of the last attempt (see NotApplied).
 //
 // The frontends remember request ids for an hour by default: ctx should end well before.
-func (c *Client) Once(ctx context.Context, write func(ctx context.Context, options *kvv1.WriteOptions) error) error {
+func (c *Client) Once(ctx context.Context, write func(ctx context.Context, requestID string) error) error {
 	var id string
 	var open, last error
 	delay := resumeDelayMin
@@ -27,7 +27,7 @@ func (c *Client) Once(ctx context.Context, write func(ctx context.Context, optio
 			id, err = c.RequestID(ctx)
 		}
 		if err == nil {
-			if err = write(ctx, &kvv1.WriteOptions{RequestId: id}); !again(err) {
+			if err = write(ctx, id); !again(err) {
 				return err
 			}
 			if open == nil && !NotApplied(err) {

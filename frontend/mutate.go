@@ -14,7 +14,9 @@ func (s *kvServer) Mutate(ctx context.Context, r *kvv1.MutateRequest) (*kvv1.Mut
 	if err != nil {
 		return nil, err
 	}
-	result, h, err := s.write(ctx, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_Mutate{Mutate: mutate}})
+	result, h, err := answerWrite(ctx, s.region, r.GetOptions(), &commandv1.Command{
+		Operation: &commandv1.Command_Mutate{Mutate: mutate},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,8 @@ import (
 )
 
 const mutateHelp = `A mutation is decided by the order of the log, from what the key holds then: those of all regions count, each once, without a
-read before. It is sent again until it has an outcome or --timeout is over, under one request id.`
+read before. It is sent again until it has an outcome or --timeout is over, under a request id of its own; with --request-id it
+is sent once, under that.`
 
 func newCounter(o *options) *cobra.Command {
 	c := &cobra.Command{
@@ -144,13 +145,14 @@ func (o *options) readValue() ([]byte, error) {
 func newMutation(
 	o *options, use, short string, arguments cobra.PositionalArgs, mutation func(args []string) (*kvv1.Mutation, error),
 ) *cobra.Command {
-	var lease, requestID string
+	var lease string
+	var write writeFlags
 	c := &cobra.Command{
 		Use:   use,
 		Short: short,
 		Args:  arguments,
 		RunE: func(c *cobra.Command, args []string) error {
-			request := &kvv1.MutateRequest{}
+			request := &kvv1.MutateRequest{Options: write.options()}
 			var err error
 			if request.Mutation, err = mutation(args); err != nil {
 				return err
@@ -162,13 +164,13 @@ func newMutation(
 			}
 			err = o.callWrite(c, func(ctx context.Context, connection *client.Client) error {
 				var answer *kvv1.MutateResponse
-				send := func(ctx context.Context, options *kvv1.WriteOptions) (err error) {
-					request.Options = options
+				send := func(ctx context.Context, requestID string) (err error) {
+					request.Options.RequestId = requestID
 					answer, err = connection.Mutate(ctx, request)
 					return err
 				}
-				if requestID != "" {
-					err = send(ctx, &kvv1.WriteOptions{RequestId: requestID})
+				if write.requestID != "" {
+					err = send(ctx, write.requestID)
 				} else {
 					err = connection.Once(ctx, send)
 				}
@@ -186,7 +188,7 @@ func newMutation(
 		},
 	}
 	c.Flags().StringVar(&lease, "lease", "", "attach the key to this lease `id`; without, it keeps the one that it has")
-	c.Flags().StringVar(&requestID, "request-id", "", "makes a retry of yours safe: `index-unique`; then it is sent once")
+	write.add(c)
 	return c
 }
 

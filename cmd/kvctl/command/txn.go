@@ -272,7 +272,7 @@ func parseMutation(what, key string, rest []string) (mutation *kvv1.Mutation, kn
 		return mutations[what](key, n), true, nil
 	case "insert", "remove":
 		if len(rest) == 0 {
-			return nil, true, fmt.Errorf("want: %s KEY MEMBER...", what)
+			return nil, true, fmt.Errorf("want: %s KEY and one MEMBER or more", what)
 		}
 		if what == "insert" {
 			return client.Insert(key, 0, rest...), true, nil

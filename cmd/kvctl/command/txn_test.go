@@ -61,7 +61,7 @@ func TestParseTxnRefuses(t *testing.T) {
 		"then":                             "want: put KEY VALUE",
 		"then add n":                       "want: add KEY NUMBER",
 		"then max n 1.5":                   `"1.5" is no integer`,
-		"then remove s":                    "want: remove KEY MEMBER",
+		"then remove s":                    "want: remove KEY and one MEMBER",
 		"then append l":                    "want: append KEY DATA",
 		"then get a\nthen frobnicate b\n ": "line 2",
 	} {
