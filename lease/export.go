@@ -36,5 +36,6 @@ func (t *Table) Restore(info Info) error {
 	} else {
 		t.link(l, t.holder(info.Owner))
 	}
+	t.changed(l)
 	return nil
 }

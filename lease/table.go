@@ -94,6 +94,8 @@ type lease struct {
 	// next and previous link the leases of one owner, in no order that anyone may see.
 	next, previous *lease
 	keys           keySet
+	// sum is the hash of what stands above, made with its last change.
+	sum uint64
 	// heapPosition is where the lease stands in Table.orphans, -1 where it is owned.
 	heapPosition int32
 }
@@ -112,6 +114,8 @@ type Table struct {
 	leases  map[int64]*lease
 	holders map[uint64]*holder
 	orphans orphanHeap
+	// digest is the sum of all rows' sums.
+	digest uint64
 }
 
 // NewTable returns an empty table.
@@ -167,6 +171,7 @@ func (t *Table) Grant(id, ttlSeconds int64, session, index uint64) (Change, bool
 	l := &lease{id: id, ttlSeconds: ttlSeconds, ownerIndex: index, heapPosition: -1}
 	t.leases[id] = l
 	t.link(l, t.holder(session))
+	t.changed(l)
 	return l.change(Granted), true
 }
 
@@ -189,6 +194,7 @@ func (t *Table) Adopt(id int64, session, index uint64, ownerSessionTime time.Dur
 	}
 	l.ownerIndex = index
 	t.link(l, t.holder(session))
+	t.changed(l)
 	change := l.change(Adopted)
 	change.PreviousOwner = from
 	return change, true
@@ -209,6 +215,7 @@ func (t *Table) Move(from, to, index uint64, fromSessionTime time.Duration) []Ch
 		l.ownerIndex = index
 		l.previousSessionTime = int64(fromSessionTime)
 		t.link(l, target)
+		t.changed(l)
 		change := l.change(Adopted)
 		change.PreviousOwner = from
 		changes = append(changes, change)
@@ -231,6 +238,7 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 		l.previousSessionTime = int64(sessionTime)
 		l.orphanStamp = stamp
 		t.orphans.push(l)
+		t.changed(l)
 		change := l.change(Orphaned)
 		change.PreviousOwner = session
 		changes = append(changes, change)
@@ -263,6 +271,7 @@ func (t *Table) Remove(id int64, kind ChangeKind) (Change, bool) {
 		t.orphans.remove(l)
 	}
 	delete(t.leases, id)
+	t.digest -= l.sum
 	return change, true
 }
 

@@ -49,6 +49,14 @@ type exportedState struct {
 	IDs            exportedIDs
 	// Leases and Requests are how many there are of the rows that stand apart.
 	Leases, Requests int
+	Digest           exportedDigest
+}
+
+// exportedDigest sums up what stands apart: a restored state must come to the same.
+type exportedDigest struct {
+	Live             [2]uint64
+	Events           uint64
+	Leases, Requests uint64
 }
 
 type exportedFrontend struct {
@@ -98,6 +106,7 @@ func (m *Machine) Export(requestsAbove uint64, leases []int64) *Export {
 			Revision: m.revision, Compacted: m.compacted, ApplyVersion: m.applyVersion, Settings: m.settings,
 			Regions: maps.Clone(m.regions), NoSpace: m.noSpace, RequestHorizon: m.requests.horizon,
 			IDs: m.ids.export(), Leases: m.leases.Len(), Requests: m.requests.len(),
+			Digest: m.exportDigest(),
 		},
 	}
 	for _, s := range m.retention {

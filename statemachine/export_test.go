@@ -213,8 +213,8 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[session]():         {"SessionInfo", "dueBound", "ended"},
 		reflect.TypeFor[frontend]():        {"incarnation", "lastSession", "open"},
 		reflect.TypeFor[sessionTable]():    {"open", "frontends", "heap"},
-		reflect.TypeFor[requestTable]():    {"byID", "queue", "first", "horizon"},
-		reflect.TypeFor[requestRecord]():   {"id", "hash", "index", "logTime", "outcome"},
+		reflect.TypeFor[requestTable]():    {"byID", "queue", "first", "horizon", "digest"},
+		reflect.TypeFor[requestRecord]():   {"id", "hash", "index", "logTime", "outcome", "sum"},
 		reflect.TypeFor[retentionSample](): {"logTime", "revision"},
 		reflect.TypeFor[outcome](): {
 			"code", "truncated", "revision", "leaseID", "leaseTTLSeconds", "id", "txn", "put", "delete", "mutate",

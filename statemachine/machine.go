@@ -159,6 +159,8 @@ type Applied struct {
 	AlarmsChanged                 bool
 	// ReportApplied says that a command of the batch asks mirrors to report this index.
 	ReportApplied bool
+	// DigestDue says that mirrors compare their digests of the state after this entry: see Machine.Digest.
+	DigestDue bool
 }
 
 // Event is one change of one key.
@@ -218,6 +220,7 @@ func (m *Machine) applyEntry(
 		return nil, err
 	}
 	m.index, m.term = index, term
+	before := m.logTime
 	e := &entry{applied: &Applied{Index: index, Term: term, Kind: kind}, wanted: wanted}
 	if envelope != nil {
 		if stamp := envelope.LogTimeNanoseconds; stamp <= maxLogTime {
@@ -235,6 +238,7 @@ func (m *Machine) applyEntry(
 	m.space.Publish(index, m.revision)
 	m.space.CompactSome(m.compactionBudget)
 	e.applied.LogTime, e.applied.Revision, e.applied.CompactRevision = m.logTime, m.revision, m.compacted
+	e.applied.DigestDue = digestDue(before, m.logTime)
 	return e.applied, nil
 }
 

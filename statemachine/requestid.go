@@ -7,6 +7,8 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
@@ -26,6 +28,8 @@ type requestRecord struct {
 	index   uint64
 	logTime int64
 	outcome outcome
+	// sum is the hash of what stands above, key-values left out, made when the id was decided.
+	sum uint64
 }
 
 // outcome is a Result, made small: no text of an error, and key-values only within maxOutcomeBytes, copied so that
@@ -52,6 +56,8 @@ type requestTable struct {
 	queue   []*requestRecord // in order of index; queue[:first] is gone
 	first   int
 	horizon uint64
+	// digest is the sum of all records' sums.
+	digest uint64
 }
 
 func newRequestTable() requestTable {
@@ -128,11 +134,35 @@ func requestHash(c *command) (hash [16]byte) {
 	return hash
 }
 
+// keep puts a record at the end of the table.
+func (t *requestTable) keep(r *requestRecord) {
+	r.sum = r.checksum()
+	t.digest += r.sum
+	t.byID[r.id] = r
+	t.queue = append(t.queue, r)
+}
+
+// checksum is over all but the key-values of an outcome.
+func (r *requestRecord) checksum() uint64 {
+	o := &r.outcome
+	truncated := uint64(0)
+	if o.truncated {
+		truncated = 1
+	}
+	b := make([]byte, 0, 208)
+	b = append(append(b, r.id...), r.hash[:]...)
+	for _, field := range [...]uint64{
+		r.index, uint64(r.logTime), uint64(o.code), truncated, uint64(o.revision), uint64(o.leaseID), uint64(o.leaseTTLSeconds),
+	} {
+		b = binary.LittleEndian.AppendUint64(b, field)
+	}
+	return xxhash.Sum64(b)
+}
+
 // add remembers a decided command and forgets the oldest beyond the bound: two, so that the table also shrinks to a
 // bound that was lowered, without one entry having to forget them all.
 func (t *requestTable) add(r *requestRecord, bound int64) {
-	t.byID[r.id] = r
-	t.queue = append(t.queue, r)
+	t.keep(r)
 	for forgotten := 0; int64(t.len()) > bound && forgotten < 2; forgotten++ {
 		t.forgetOldest()
 	}
@@ -157,6 +187,7 @@ func (t *requestTable) forgetOld(logTime int64, s Settings) {
 func (t *requestTable) forgetOldest() {
 	oldest := t.queue[t.first]
 	delete(t.byID, oldest.id)
+	t.digest -= oldest.sum
 	t.horizon = max(t.horizon, oldest.index)
 	t.queue[t.first] = nil
 	t.first++

@@ -106,8 +106,7 @@ func (r *Restorer) RequestID(row []byte) error {
 	if t.byID[record.id] != nil || len(t.queue) > 0 && t.queue[len(t.queue)-1].index > record.index {
 		return fmt.Errorf("%w: request id %q of index %d", ErrInconsistent, record.id, record.index)
 	}
-	t.byID[record.id] = record
-	t.queue = append(t.queue, record)
+	t.keep(record)
 	return nil
 }
 
@@ -125,6 +124,10 @@ func (r *Restorer) Machine() (*Machine, error) {
 	}
 	if newest := m.space.WriterView(); newest.Revision() > m.revision {
 		return nil, fmt.Errorf("%w: a version at %d, above the revision %d", ErrInconsistent, newest.Revision(), m.revision)
+	}
+	m.space.ResumeEvents(r.state.Digest.Events)
+	if digest := m.exportDigest(); digest != r.state.Digest {
+		return nil, fmt.Errorf("%w: what was restored sums up to %+v, was %+v", ErrInconsistent, digest, r.state.Digest)
 	}
 	m.space.Publish(m.index, m.revision)
 	if err := r.attach(); err != nil {

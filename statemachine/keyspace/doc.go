@@ -17,7 +17,7 @@
 // # What it assumes
 //
 // One goroutine is the writer. Only it calls Latest, Put, Delete, WriterView, Publish, Compact, CompactSome,
-// LogicalBytes, Restore and CheckInvariants. It writes in ascending (main, sub) order, above the published
+// LogicalBytes, Digest, ResumeEvents, Restore and CheckInvariants. It writes in ascending (main, sub) order, above the published
 // revision, and publishes after the last write of an entry. Compact only asks for work; the writer does it by
 // calling CompactSome, best after each entry, since what waits for readers can only go on in a later call.
 // Everything else may be called from any goroutine at any time.

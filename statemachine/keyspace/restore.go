@@ -60,6 +60,7 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	}
 
 	slot, record := s.store(&kv, sub, v.Tombstone, head)
+	s.digest.written(record, previous, existed)
 	s.link(&p, v.Key, slot)
 	var freed int64
 	if existed {

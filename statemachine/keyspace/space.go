@@ -43,6 +43,7 @@ type Space struct {
 	writtenBytes      int64 // logical bytes of all versions ever stored
 	keys              int   // live ones
 	versions          int   // physically retained
+	digest            Digest
 	retirees          retirees
 	compaction        compaction
 	evacuation        evacuation
@@ -55,6 +56,7 @@ type state struct {
 	historyCount              uint64
 	keys                      int
 	logicalBytes              int64
+	digest                    Digest
 }
 
 // Stats describes a Space. Keys, LogicalBytes and the revisions are those of the published state; Versions and
@@ -118,6 +120,7 @@ func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, pr
 	if existed {
 		freed = previous.LogicalBytes()
 	}
+	s.digest.written(record, previous, existed)
 	s.record(slot, main, sub, freed)
 	return record.version(), previous, existed
 }
@@ -140,6 +143,7 @@ func (s *Space) Delete(key []byte, main, sub int64) (tombstone, previous Version
 	s.link(&p, key, slot)
 	tombstone = record.version()
 	s.keys--
+	s.digest.written(record, previous, existed)
 	s.record(slot, main, sub, previous.LogicalBytes()+tombstone.LogicalBytes())
 	return tombstone, previous, true
 }
@@ -158,7 +162,7 @@ func (s *Space) Publish(index uint64, revision int64) {
 func (s *Space) publish(index uint64, revision int64) {
 	s.state.Store(&state{
 		index: index, revision: revision, compactRevision: s.compactRevision,
-		historyCount: s.history.count, keys: s.keys, logicalBytes: s.LogicalBytes(),
+		historyCount: s.history.count, keys: s.keys, logicalBytes: s.LogicalBytes(), digest: s.digest,
 	})
 	s.compactionPublished()
 	s.storeFigures()

@@ -1,0 +1,207 @@
+package statemachine
+
+import (
+	"encoding/hex"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/statemachine/keyspace"
+)
+
+// digestOf fails the test where there is none.
+func digestOf(t testing.TB, m *Machine) Digest {
+	t.Helper()
+	d, err := m.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// scrub runs one whole pass.
+func scrub(m *Machine, budget int) error {
+	s := m.NewScrubber()
+	defer s.Close()
+	for {
+		done, err := s.Step(budget)
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// TestDigestsOfEqualStatesAreEqual applies a random log to machines that differ in all that must not matter: how far they
+// compact, and whether they were restored from what another exported. A scrub finds nothing in any of them.
+func TestDigestsOfEqualStatesAreEqual(t *testing.T) {
+	for seed := range uint64(10) {
+		log := newRandomLog(t, seed)
+		eager, lazy, restored := New(Options{CompactionBudget: 1 << 20}), New(Options{CompactionBudget: 1}), New(Options{})
+		x := newExporter(t)
+		due := 0
+		for range 1500 {
+			e := log.next()
+			var first *Applied
+			for _, m := range []*Machine{eager, lazy, restored} {
+				a, err := m.Apply(log.index, 1, e.kind, e.envelope, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if first == nil {
+					first = a
+				}
+				if a.DigestDue != first.DigestDue {
+					t.Fatalf("seed %d, entry %d: not due on all", seed, log.index)
+				}
+			}
+			x.applied(first)
+			if first.DigestDue {
+				due++
+				want := digestOf(t, eager)
+				for name, m := range map[string]*Machine{"lazy": lazy, "restored": restored} {
+					if have := digestOf(t, m); have != want {
+						t.Fatalf("seed %d, entry %d, %s: %+v, others have %+v", seed, log.index, name, have, want)
+					}
+				}
+			}
+			if log.r.IntN(40) == 0 {
+				x.export(restored)
+				restored = x.restore(restored)
+			}
+			if log.r.IntN(200) == 0 {
+				for _, m := range []*Machine{eager, lazy, restored} {
+					if err := scrub(m, 1+log.r.IntN(2000)); err != nil {
+						t.Fatalf("seed %d, entry %d: %v", seed, log.index, err)
+					}
+				}
+			}
+		}
+		if due < 50 {
+			t.Errorf("seed %d: a digest was due %d times", seed, due)
+		}
+	}
+}
+
+// TestDigestTellsStatesApart leaves one entry out of one of two equal machines, in which case nothing else differs.
+func TestDigestTellsStatesApart(t *testing.T) {
+	apart := 0
+	for seed := range uint64(8) {
+		log := newRandomLog(t, seed)
+		a, b := New(Options{}), New(Options{})
+		skip := uint64(100 + log.r.IntN(300))
+		for range skip + 50 {
+			e := log.next()
+			if _, err := a.Apply(log.index, 1, e.kind, e.envelope, false); err != nil {
+				t.Fatal(err)
+			}
+			if log.index == skip {
+				e = logEntry{} // an entry of the log's own
+			}
+			if _, err := b.Apply(log.index, 1, e.kind, e.envelope, false); err != nil {
+				t.Fatal(err)
+			}
+			if equal := dump(a) == dump(b); equal != (digestOf(t, a) == digestOf(t, b)) {
+				t.Fatalf("seed %d, entry %d: states equal: %v, digests %+v and %+v", seed, log.index, equal, digestOf(t, a), digestOf(t, b))
+			} else if !equal {
+				apart++
+			}
+		}
+	}
+	if apart == 0 {
+		t.Error("no two states ever differed")
+	}
+}
+
+// TestScrubFindsEachKindOfDamage flips one bit at a time in what a machine holds.
+func TestScrubFindsEachKindOfDamage(t *testing.T) {
+	log := newRandomLog(t, 3)
+	m := New(Options{})
+	version := func(history bool) (found keyspace.Version, ok bool) {
+		sn := m.space.Acquire()
+		defer sn.Release()
+		visit := func(v keyspace.Version) bool {
+			live, _, _ := sn.Get(v.Key, 0)
+			found, ok = v, len(v.Value) > 0 && history != (live.ModRevision == v.ModRevision && live.Sub == v.Sub)
+			return !ok
+		}
+		if history {
+			_ = sn.History(sn.CompactRevision(), 0, visit)
+		} else {
+			_ = sn.Range(nil, nil, 0, visit)
+		}
+		return found, ok
+	}
+	for ready := false; !ready; {
+		e := log.next()
+		if _, err := m.Apply(log.index, 1, e.kind, e.envelope, false); err != nil {
+			t.Fatal(err)
+		}
+		_, old := version(true)
+		_, live := version(false)
+		ready = old && live && m.requests.len() > 1
+	}
+	if err := scrub(m, 1000); err != nil {
+		t.Fatal(err)
+	}
+	flipVersion := func(history bool, flip func(v keyspace.Version)) func() {
+		v, _ := version(history)
+		return func() { flip(v) }
+	}
+	for name, flip := range map[string]func(){
+		"live value": flipVersion(false, func(v keyspace.Version) { v.Value[0] ^= 0x10 }),
+		"live key":   flipVersion(false, func(v keyspace.Version) { v.Key[0] ^= 0x01 }),
+		"history":    flipVersion(true, func(v keyspace.Version) { v.Value[0] ^= 0x80 }),
+		"request id": func() { m.requests.queue[m.requests.first].index ^= 4 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			flip()
+			if err := scrub(m, 500); err == nil {
+				t.Error("the scrub found nothing")
+			} else {
+				t.Log(err)
+			}
+			flip()
+			if err := scrub(m, 500); err != nil {
+				t.Errorf("after the damage is undone: %v", err)
+			}
+		})
+	}
+}
+
+// TestDigestVersion holds the digest of one state. Where it changes, mirrors of both versions would disagree for ever:
+// raise DigestVersion with it.
+func TestDigestVersion(t *testing.T) {
+	m := New(Options{})
+	log := &randomLog{t: t}
+	apply := func(kind logv1.EntryKind, session, seq uint64, payload proto.Message) {
+		log.index++
+		log.logTime += int64(time.Second)
+		e := log.entry(kind, session, seq, encode(t, payload))
+		if _, err := m.Apply(log.index, 1, e.kind, e.envelope, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(logv1.EntryKind_ENTRY_KIND_GENESIS, 0, 0, &logv1.Genesis{ClusterId: 9})
+	apply(logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, 0, 0, &logv1.OpenSession{
+		FrontendId: 1, Incarnation: 1, FrontendName: "a", Region: "us", ApplyVersionMax: 1,
+	})
+	put := func(key, value string, lease int64) *commandv1.Command {
+		return &commandv1.Command{RequestId: "1-" + key, Operation: &commandv1.Command_Put{
+			Put: &commandv1.Put{Key: []byte(key), Value: []byte(value), Lease: lease},
+		}}
+	}
+	apply(logv1.EntryKind_ENTRY_KIND_BATCH, 2, 1, &commandv1.CommandBatch{Commands: []*commandv1.Command{
+		{Operation: &commandv1.Command_LeaseGrant{LeaseGrant: &commandv1.LeaseGrant{Id: 5, TtlSeconds: 60}}},
+		put("a", "1", 5), put("b", "2", 0), put("c", "3", 0),
+		{Operation: &commandv1.Command_DeleteRange{DeleteRange: &commandv1.DeleteRange{Key: []byte("b")}}},
+		{Operation: &commandv1.Command_Compact{Compact: &commandv1.Compact{Revision: 3}}},
+		{Operation: &commandv1.Command_IdSequenceNext{IdSequenceNext: &commandv1.IdSequenceNext{Name: "s", Count: 4}}},
+	}})
+	const want = "dd31d47bba9aca9c46cff35743ae57a9f654f968de179228d5e15132ee7a1622"
+	if have := hex.EncodeToString(digestOf(t, m).Bytes()); have != want || DigestVersion != 1 {
+		t.Errorf("digest %s in version %d, was %s in version 1", have, DigestVersion, want)
+	}
+}
