@@ -98,14 +98,13 @@ func (c *testCluster) start(region string) *Server {
 }
 
 func (c *testCluster) tryStart(region string) (*Server, error) {
-	listener, err := c.net.Region(region).Listen(region + ":1")
-	if err != nil {
-		return nil, err
-	}
-	config := Config{Name: region, Region: region, DataDir: "/" + region, Listener: listener,
-		Dial: c.net.Region(region).Dial, FS: c.disks[region], SegmentBytes: 64 << 10, Logger: logger(c.t)}
+	config := c.memberConfig(region, region)
 	for _, r := range c.regions {
 		config.InitialCluster = append(config.InitialCluster, InitialMember{Name: r, Address: r + ":1"})
+	}
+	var err error
+	if config.Listener, err = c.net.Region(region).Listen(region + ":1"); err != nil {
+		return nil, err
 	}
 	if c.config != nil {
 		c.config(region, &config)
@@ -115,6 +114,14 @@ func (c *testCluster) tryStart(region string) (*Server, error) {
 		c.servers[region] = s
 	}
 	return s, err
+}
+
+func (c *testCluster) memberConfig(name, region string) Config {
+	if c.disks[name] == nil {
+		c.disks[name] = disk.NewMemory(uint64(len(c.disks)))
+	}
+	return Config{Name: name, Region: region, DataDir: "/" + name, Dial: c.net.Region(region).Dial, FS: c.disks[name],
+		SegmentBytes: 64 << 10, Logger: logger(c.t)}
 }
 
 // kill cuts a member's power: what it did not sync may be lost.
@@ -182,7 +189,9 @@ func (c *testCluster) leader() string {
 // lead moves leadership to a region, once there is a leader and all are connected.
 func (c *testCluster) lead(region string) {
 	c.t.Helper()
-	c.until(5*time.Second, "a first leader", func() bool { return c.leader() != "" })
+	c.until(5*time.Second, "a first leader", func() bool {
+		return c.leader() != "" && c.servers[region].Status().LeaderId != 0
+	})
 	c.until(5*time.Second, "connections", func() bool {
 		for _, s := range c.servers {
 			for _, other := range c.servers {

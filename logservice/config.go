@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,9 +15,9 @@ import (
 	"github.com/logmirror/logmirror/internal/disk"
 )
 
-// Config is a Server's. Name, DataDir, Listener and InitialCluster are required.
+// Config is a Server's. Name, DataDir and Listener are required.
 type Config struct {
-	// Name is this member's, as in InitialCluster.
+	// Name is this member's, as in InitialCluster or as it was added.
 	Name string
 	// Region is where this member is.
 	Region string
@@ -32,9 +33,12 @@ type Config struct {
 	ServerCredentials, PeerCredentials credentials.TransportCredentials
 	// FS holds DataDir; nil for the operating system's.
 	FS disk.FS
-	// InitialCluster is the first membership of the log, the same names at every member that begins it. Addresses are
-	// taken from here at every start.
+	// InitialCluster is the first membership of the log, the same names at every member that begins it. Only the first start
+	// of these members needs it; later ones take the addresses of these members from here where it is given, and those of
+	// all others, and the membership itself, from what the member has learned. A member that is added later has Join
+	// instead.
 	InitialCluster []InitialMember
+	joined         *beginning
 
 	// Publication must be the same at every member.
 	Publication  Publication
@@ -77,6 +81,8 @@ var (
 	// ErrLostData says that others knew this member with another data directory: without it, it has lost its votes and
 	// its log.
 	ErrLostData = errors.New("logservice: this member has lost its data directory")
+	// ErrRemoved says that this member is none of the log's any more.
+	ErrRemoved = errors.New("logservice: this member was removed from the log")
 	// ErrStopped is returned for what a server was asked after its end.
 	ErrStopped = errors.New("logservice: the member has stopped")
 )
@@ -87,8 +93,6 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("logservice: a member needs a name")
 	case c.DataDir == "":
 		return c, errors.New("logservice: a member needs a data directory")
-	case c.Listener == nil:
-		return c, errors.New("logservice: a member needs a listener")
 	case c.ElectionTicks < 0 || c.HeartbeatTicks < 0 || c.TickInterval < 0:
 		return c, errors.New("logservice: timing must not be negative")
 	}
@@ -123,6 +127,33 @@ func (c Config) withDefaults() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c, nil
+}
+
+// initialCluster checks the first membership, which is empty where none is given.
+func (c Config) initialCluster() (initialCluster, error) {
+	if len(c.InitialCluster) == 0 {
+		return initialCluster{}, nil
+	}
+	cluster, err := newInitialCluster(c.InitialCluster)
+	if err == nil && !slices.ContainsFunc(c.InitialCluster, func(m InitialMember) bool { return m.Name == c.Name }) {
+		err = fmt.Errorf("%w: it does not hold this member, %q", errInitialCluster, c.Name)
+	}
+	return cluster, err
+}
+
+// beginning is what the first start of this member begins with.
+func (c Config) beginning() (*beginning, error) {
+	cluster, err := c.initialCluster()
+	switch {
+	case err != nil:
+		return nil, err
+	case c.joined != nil:
+		return c.joined, nil
+	case len(cluster.members) == 0:
+		return nil, fmt.Errorf("%w: %s holds no member's data, and the first start of a member needs the initial cluster, or to join "+
+			"a log that has it added", errInitialCluster, c.DataDir)
+	}
+	return &beginning{clusterHash: cluster.hash, memberID: cluster.id(c.Name), record: cluster.record()}, nil
 }
 
 // maxMessageBytes bounds one gRPC message in either direction.

@@ -46,6 +46,11 @@ type MemberConfig struct {
 	// behind.
 	PolicyTicks      int
 	PolicyLagEntries uint64
+	// ChangeTicks is how long a change of the membership may take. PromoteLagEntries is how far behind the leader a learner
+	// may be that is promoted, MaxMembers the most members, learners among them, that the log may have.
+	ChangeTicks       int
+	PromoteLagEntries uint64
+	MaxMembers        int
 	// NoSpaceRetryTicks is how long to wait before a group that found no room is tried again.
 	NoSpaceRetryTicks int
 	// RoundRetryTicks is how long to wait for the answers of a read round before it is asked again (twice as long each
@@ -77,7 +82,7 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		value int
 	}{
 		{&c.HeartbeatTicks, 2}, {&c.ElectionTicks, 15}, {&c.StaggerTicks, 5}, {&c.StallTicks, 10},
-		{&c.PolicyTicks, 20}, {&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
+		{&c.PolicyTicks, 20}, {&c.MaxMembers, 16}, {&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
 		{&c.MaxRounds, 32}, {&c.MaxWaitingReads, 65536}, {&c.MaxPayloadBytes, 4 << 20},
 		{&c.MaxStreamBytes, 16 << 20}, {&c.MaxForwardBytes, 64 << 20}, {&c.MaxUncommittedBytes, 64 << 20},
 		{&c.MaxMessageBytes, 1 << 20}, {&c.MaxInflightBytes, 32 << 20}, {&c.MaxGroupBytes, 8 << 20},
@@ -89,6 +94,12 @@ func (c MemberConfig) withDefaults() MemberConfig {
 	}
 	if c.RecordInterval == 0 {
 		c.RecordInterval = 10_000
+	}
+	if c.ChangeTicks == 0 {
+		c.ChangeTicks = 10 * c.ElectionTicks
+	}
+	if c.PromoteLagEntries == 0 {
+		c.PromoteLagEntries = 100
 	}
 	if c.PolicyLagEntries == 0 {
 		c.PolicyLagEntries = 1000
@@ -138,6 +149,7 @@ type Member struct {
 	acks        ackCount
 	rounds      rounds
 	elections   elections
+	changes     changes
 	// proposals wait for raft; proposalBytes is about their size.
 	proposals     []queuedProposal
 	proposalBytes int
@@ -173,6 +185,7 @@ func NewMember(config MemberConfig) (*Member, error) {
 		log:      newEntryLog(config.Storage, record.conf, config.MaxMemoryBytes),
 		acks:     ackCount{acks: map[uint64]voterAck{}},
 		rounds:   rounds{nextID: config.Nonce},
+		changes:  changes{nextRequest: config.Nonce},
 		inFlight: newInFlight(config.MaxStreamBytes, config.MaxForwardBytes, 10*config.ElectionTicks),
 		effects:  &Effects{}}
 	m.elections.heard = map[uint64]int{}
@@ -195,7 +208,9 @@ func NewMember(config MemberConfig) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("logservice: start raft: %w", err)
 	}
-	m.configurationChanged()
+	if m.configurationChanged() {
+		m.saveRecord()
+	}
 	m.effects = &Effects{}
 	// A member that has just come looks for a leader sooner than one that has just lost its own; it disturbs none,
 	// because others that hear their leader don't answer.
@@ -270,6 +285,8 @@ func (m *Member) handle(event Event) {
 		m.askRound(e.Token)
 	case Transfer:
 		m.transfer(e.Token, e.Target)
+	case ChangeMembership:
+		m.changeMembership(e.Token, e.Change)
 	case Reconfigure:
 		if err := m.raft.ProposeConfChange(e.Change); err != nil {
 			m.config.Logger.Info("configuration change was not proposed", "error", err)
@@ -292,6 +309,7 @@ func (m *Member) tick() {
 	m.inFlight.tick(m.ticks)
 	m.tickRounds()
 	m.tickElections()
+	m.tickChanges()
 	if g := &m.groups; g.retryAt != 0 && m.ticks >= g.retryAt {
 		g.retryAt, g.since = 0, m.ticks
 		m.effects.Append = g.writing
@@ -311,6 +329,7 @@ func (m *Member) settle() {
 		again = m.applyCommitted()
 		again = m.observe() || again
 		m.publish()
+		m.finishChanges()
 		again = m.finishRounds() || again || len(m.proposals) > 0 && !m.holdsProposals() || m.raft.HasReady()
 	}
 	m.resigning = false
@@ -350,6 +369,7 @@ func (m *Member) observe() bool {
 		m.heardLeader()
 		m.repeatRounds()
 		m.tickTransfers()
+		m.askChanges(true)
 	}
 	return true
 }
@@ -366,7 +386,7 @@ func (m *Member) leaderName(id uint64) string {
 
 // becameLeader starts log time for the term, and names the log if it has no name.
 func (m *Member) becameLeader() {
-	m.elections.preferredSince, m.elections.policyRestAt = 0, 0
+	m.elections.preferredSince, m.elections.policyRestAt, m.elections.leadingSince = 0, 0, m.ticks
 	for _, id := range m.voters {
 		m.elections.heard[id] = m.ticks
 	}
@@ -420,8 +440,9 @@ func (m *Member) learnCluster(h envelopeHeader) {
 	m.saveRecord()
 }
 
-// configurationChanged derives what depends on the configuration.
-func (m *Member) configurationChanged() {
+// configurationChanged derives what depends on the configuration. It reports whether a member has another address than
+// the record had.
+func (m *Member) configurationChanged() (moved bool) {
 	m.quorums, m.voters = m.record.quorums(), m.record.voters()
 	m.others = slices.DeleteFunc(m.record.all(), func(id uint64) bool { return id == m.config.ID })
 	m.setRegion(m.config.ID, m.config.Region)
@@ -429,9 +450,11 @@ func (m *Member) configurationChanged() {
 		if address := m.config.Addresses[member.Id]; address != "" && address != member.Address {
 			m.record.members[i] = proto.CloneOf(member)
 			m.record.members[i].Address = address
+			moved = true
 		}
 	}
 	m.effects.MembershipChanged = true
+	return moved
 }
 
 // introduced learns the region of another member.

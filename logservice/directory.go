@@ -38,6 +38,12 @@ type directoryRecord struct {
 	DataDirectoryID uint64 `json:"data_directory_id"`
 	// Seen holds the data directory id that each other member was first seen with.
 	Seen map[uint64]uint64 `json:"seen"`
+	// Beginning and BeginningTerm are the record and the term that the log starts with, so that a crash before they are in
+	// the log costs nothing.
+	Beginning     []byte `json:"beginning,omitempty"`
+	BeginningTerm uint64 `json:"beginning_term,omitempty"`
+	// Removed says that the member was removed from the log: the directory is of no use any more.
+	Removed bool `json:"removed,omitempty"`
 }
 
 const (
@@ -46,8 +52,8 @@ const (
 	directoryMaxBytes = 1 << 20
 )
 
-// openDirectory locks a data directory and reads whose it is; an empty one becomes this member's.
-func openDirectory(fsys disk.FS, path string, name string, clusterHash, memberID uint64) (*directory, error) {
+// openDirectory locks a data directory and reads whose it is; an empty one becomes the member's that begins there.
+func openDirectory(fsys disk.FS, path, name string, begin func() (*beginning, error)) (*directory, error) {
 	if err := fsys.MkdirAll(path); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -56,17 +62,17 @@ func openDirectory(fsys disk.FS, path string, name string, clusterHash, memberID
 		return nil, fmt.Errorf("data directory %s: %w", path, err)
 	}
 	d := &directory{fs: fsys, path: path, lock: lock}
-	if err := d.load(name, clusterHash, memberID); err != nil {
+	if err := d.load(name, begin); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return d, nil
 }
 
 // load reads whose directory it is, and refuses that of another member.
-func (d *directory) load(name string, clusterHash, memberID uint64) error {
+func (d *directory) load(name string, begin func() (*beginning, error)) error {
 	data, err := disk.ReadFile(d.fs, filepath.Join(d.path, directoryFile), directoryMaxBytes)
 	if errors.Is(err, fs.ErrNotExist) {
-		return d.create(name, clusterHash, memberID)
+		return d.create(name, begin)
 	}
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", d.path, err)
@@ -75,24 +81,29 @@ func (d *directory) load(name string, clusterHash, memberID uint64) error {
 		return err
 	}
 	switch r := d.record; {
-	case r.ClusterHash != clusterHash:
-		return fmt.Errorf("%w: %s is of member %q of a log that began with other members", ErrOtherMember, d.path, r.Name)
-	case r.MemberID != memberID:
+	case r.Name != name:
 		return fmt.Errorf("%w: %s is of member %q, not of %q", ErrOtherMember, d.path, r.Name, name)
+	case r.Removed:
+		return fmt.Errorf("%w: %s is of %q (%s); to come back, it has to be added again and begin with an empty directory",
+			ErrRemoved, d.path, r.Name, memberName(r.MemberID))
 	}
 	return nil
 }
 
 // create makes an empty directory this member's.
-func (d *directory) create(name string, clusterHash, memberID uint64) error {
+func (d *directory) create(name string, begin func() (*beginning, error)) error {
 	switch names, err := d.fs.ReadDir(filepath.Join(d.path, "log")); {
 	case err == nil && len(names) > 0:
 		return fmt.Errorf("%w: %s has a log but no file %q that says whose it is", ErrDamaged, d.path, directoryFile)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	d.record = directoryRecord{Format: directoryFormat, Name: name, ClusterHash: clusterHash, MemberID: memberID,
-		DataDirectoryID: random64(), Seen: map[uint64]uint64{}}
+	b, err := begin()
+	if err != nil {
+		return err
+	}
+	d.record = directoryRecord{Format: directoryFormat, Name: name, ClusterHash: b.clusterHash, MemberID: b.memberID,
+		DataDirectoryID: random64(), Seen: map[uint64]uint64{}, Beginning: b.record.encode(), BeginningTerm: b.term}
 	return d.save()
 }
 
@@ -144,6 +155,22 @@ func (d *directory) meet(member, directoryID uint64) (same bool, err error) {
 		return false, err
 	}
 	return true, nil
+}
+
+// setRemoved notes that the member was removed.
+func (d *directory) setRemoved() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.record.Removed {
+		return nil
+	}
+	d.record.Removed = true
+	return d.save()
+}
+
+// beginning is what the log starts with.
+func (d *directory) beginning() Group {
+	return Group{HardState: HardState{Term: d.record.BeginningTerm}, Membership: d.record.Beginning}
 }
 
 func (d *directory) identity() Identity {

@@ -25,6 +25,8 @@ type elections struct {
 	preferredSince int
 	// policyRestAt is the tick before which the policy does not try again.
 	policyRestAt int
+	// leadingSince is the tick at which this member was last elected.
+	leadingSince int
 	transfers    []pendingTransfer
 }
 
@@ -103,7 +105,7 @@ func (m *Member) tickElections() {
 				m.config.Logger.Debug("raft did not forget its leader", "error", err)
 			}
 		}
-		if m.ticks >= e.campaignAt {
+		if m.ticks >= e.campaignAt && slices.Contains(m.voters, m.config.ID) {
 			m.campaign()
 		}
 	}
@@ -211,7 +213,8 @@ func (m *Member) successor(wanted func(id uint64) bool) uint64 {
 	var best, bestMatch uint64
 	matches := m.matches()
 	for _, id := range m.voters {
-		if id == m.config.ID || !wanted(id) || m.ticks-m.elections.heard[id] >= m.config.ElectionTicks/2 {
+		if id == m.config.ID || !wanted(id) || m.ticks-m.elections.heard[id] >= m.config.ElectionTicks/2 ||
+			id == m.changes.leaving && m.ticks < m.changes.leavingUntil {
 			continue
 		}
 		// Far behind, it would hold proposals up until it has caught up.

@@ -44,8 +44,15 @@ type Transfer struct {
 	Target uint64
 }
 
-// Reconfigure proposes a configuration change, if this member leads and no other one is under way. The change's context
-// is an encoded logv1.Member that says what a member it adds is known by.
+// ChangeMembership asks to add, promote or remove a member. What is added comes with a new random id. Each token is answered
+// once, in Effects.Changes.
+type ChangeMembership struct {
+	Token  uint64
+	Change *logv1.MembershipChange
+}
+
+// Reconfigure proposes any configuration change that raft knows, for simulations and tests: if this member leads and no other
+// one is under way. The change's context is an encoded logv1.Member that says what a member it adds is known by.
 type Reconfigure struct{ Change *raftpb.ConfChangeV2 }
 
 // Unreachable says that frames to a member are being lost.
@@ -66,18 +73,19 @@ type Introduced struct {
 // Campaign starts an election at once, for simulations and tests.
 type Campaign struct{}
 
-func (Tick) event()         {}
-func (Received) event()     {}
-func (StorageDone) event()  {}
-func (Propose) event()      {}
-func (StreamClosed) event() {}
-func (AskRound) event()     {}
-func (Transfer) event()     {}
-func (Reconfigure) event()  {}
-func (Unreachable) event()  {}
-func (Unsent) event()       {}
-func (Introduced) event()   {}
-func (Campaign) event()     {}
+func (Tick) event()             {}
+func (Received) event()         {}
+func (StorageDone) event()      {}
+func (Propose) event()          {}
+func (StreamClosed) event()     {}
+func (AskRound) event()         {}
+func (Transfer) event()         {}
+func (ChangeMembership) event() {}
+func (Reconfigure) event()      {}
+func (Unreachable) event()      {}
+func (Unsent) event()           {}
+func (Introduced) event()       {}
+func (Campaign) event()         {}
 
 // Effects is what a Member wants done after a Step, all of it, by whoever drives it. The receiver owns the slices;
 // what they point to is shared with the member and must not be modified.
@@ -100,6 +108,10 @@ type Effects struct {
 	Rounds []RoundResult
 	// Transfers are answers to Transfer.
 	Transfers []TransferResult
+	// Changes are answers to ChangeMembership.
+	Changes []ChangeResult
+	// Removed says that this member has applied its own removal: it is to end.
+	Removed bool
 	// MembershipChanged says that Member.Membership has a new value.
 	MembershipChanged bool
 	// Failure, where it is not nil, is why this member can't go on. It must not be stepped again.
@@ -131,4 +143,13 @@ type TransferResult struct {
 	Token  uint64
 	Leader uint64
 	Err    error
+}
+
+// ChangeResult answers ChangeMembership: with the membership that this member has applied by then, with the leader's
+// refusal, or, where neither came in time, with TimedOut: then whether the change is made is not known.
+type ChangeResult struct {
+	Token      uint64
+	Membership *logv1.Membership
+	Refusal    *logv1.ChangeRefusal
+	TimedOut   bool
 }

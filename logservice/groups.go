@@ -218,11 +218,8 @@ func (m *Member) applyEntry(e *raftpb.Entry) {
 	}
 }
 
-// applyConfChange applies a committed configuration change. A change that can't be decoded came from a leader that is
-// not of this log's making: it is fatal, because skipping it would split the configurations.
-func (m *Member) applyConfChange(e *raftpb.Entry) {
-	var change raftpb.ConfChangeI
-	var err error
+// decodeConfChange reads the change that an entry holds.
+func decodeConfChange(e *raftpb.Entry) (change raftpb.ConfChangeI, err error) {
 	if e.GetType() == raftpb.EntryConfChange {
 		c := &raftpb.ConfChange{}
 		err, change = proto.Unmarshal(e.GetData(), c), c
@@ -230,6 +227,17 @@ func (m *Member) applyConfChange(e *raftpb.Entry) {
 		c := &raftpb.ConfChangeV2{}
 		err, change = proto.Unmarshal(e.GetData(), c), c
 	}
+	return change, err
+}
+
+// applyConfChange applies a committed configuration change, unless this member began with a later configuration. A change
+// that can't be decoded came from a leader that is not of this log's making: it is fatal, because skipping it would split
+// the configurations.
+func (m *Member) applyConfChange(e *raftpb.Entry) {
+	if e.GetIndex() <= m.record.confIndex {
+		return
+	}
+	change, err := decodeConfChange(e)
 	if err != nil {
 		m.log.failure = errors.Join(errors.New("logservice: configuration change can't be read"), err)
 		return
@@ -237,10 +245,12 @@ func (m *Member) applyConfChange(e *raftpb.Entry) {
 	if len(m.confChanges) > 0 && m.confChanges[0] == e.GetIndex() {
 		m.confChanges = m.confChanges[1:]
 	}
+	member := m.record.member(m.config.ID) != nil
 	conf := m.raft.ApplyConfChange(change)
 	m.record.adopt(conf, e.GetIndex(), change.AsV2().GetContext())
 	m.applied = max(m.applied, e.GetIndex())
 	m.configurationChanged()
+	m.effects.Removed = m.effects.Removed || member && m.record.member(m.config.ID) == nil
 	m.saveRecord()
 }
 
@@ -261,7 +271,7 @@ func (m *Member) noteConfChanges(entries []*raftpb.Entry) {
 		m.confChanges = m.confChanges[:n-1]
 	}
 	for _, e := range entries {
-		if isConfChange(e) {
+		if isConfChange(e) && e.GetIndex() > m.record.confIndex {
 			m.confChanges = append(m.confChanges, e.GetIndex())
 		}
 	}

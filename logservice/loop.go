@@ -79,10 +79,16 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 		s.answers.reject(r)
 	}
 	for _, r := range effects.Rounds {
-		s.answers.round(r)
+		s.answers.rounds.settle(r.Token, r)
 	}
 	for _, r := range effects.Transfers {
-		s.answers.transfer(r)
+		s.answers.transfers.settle(r.Token, r)
+	}
+	for _, r := range effects.Changes {
+		s.answers.changes.settle(r.Token, r)
+	}
+	if effects.Removed {
+		s.removed()
 	}
 	return events
 }
@@ -105,19 +111,6 @@ func (s *Server) sendFrames(frames []OutgoingFrame, events []Event) []Event {
 		}
 	}
 	return events
-}
-
-// membershipChanged tells the transport and the tails.
-func (s *Server) membershipChanged() error {
-	membership := s.member.Membership()
-	addresses := map[uint64]string{}
-	for _, m := range membership.Members {
-		if m.Id != s.id {
-			addresses[m.Id] = m.Address
-		}
-	}
-	s.published.setMembership(membership)
-	return s.transport.SetMembers(addresses)
 }
 
 // write is the one goroutine that writes to the log.
@@ -148,8 +141,54 @@ type answers struct {
 	mu        sync.Mutex
 	next      uint64
 	streams   map[uint64]func(*logv1.AppendRejection)
-	rounds    map[uint64]func(RoundResult)
-	transfers map[uint64]func(TransferResult)
+	rounds    expected[RoundResult]
+	transfers expected[TransferResult]
+	changes   expected[ChangeResult]
+}
+
+// expected routes answers that come once each.
+type expected[T any] struct {
+	mu       sync.Mutex
+	next     uint64
+	answered map[uint64]func(T)
+}
+
+// expect returns the token of a question. answered is called once and must not block.
+func (e *expected[T]) expect(answered func(T)) (token uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.answered == nil {
+		e.answered = map[uint64]func(T){}
+	}
+	e.next++
+	e.answered[e.next] = answered
+	return e.next
+}
+
+func (e *expected[T]) settle(token uint64, answer T) {
+	e.mu.Lock()
+	answered := e.answered[token]
+	delete(e.answered, token)
+	e.mu.Unlock()
+	if answered != nil {
+		answered(answer)
+	}
+}
+
+// ask posts the event of a question to the loop and waits for the answer.
+func ask[T any](ctx context.Context, s *Server, e *expected[T], event func(token uint64) Event) (answer T, err error) {
+	result := make(chan T, 1)
+	if err := s.post(ctx, event(e.expect(func(answer T) { result <- answer }))); err != nil {
+		return answer, err
+	}
+	select {
+	case answer = <-result:
+		return answer, nil
+	case <-ctx.Done():
+		return answer, ctx.Err()
+	case <-s.ctx.Done():
+		return answer, ErrStopped
+	}
 }
 
 // openStream returns the id of a frontend's stream. rejected must not block.
@@ -185,64 +224,13 @@ func (a *answers) reject(r StreamRejection) {
 	}
 }
 
-// expectRound returns the token of a read round. answered is called once and must not block.
-func (a *answers) expectRound(answered func(RoundResult)) uint64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.rounds == nil {
-		a.rounds = map[uint64]func(RoundResult){}
-	}
-	a.next++
-	a.rounds[a.next] = answered
-	return a.next
-}
-
-func (a *answers) round(r RoundResult) {
-	a.mu.Lock()
-	answered := a.rounds[r.Token]
-	delete(a.rounds, r.Token)
-	a.mu.Unlock()
-	if answered != nil {
-		answered(r)
-	}
-}
-
-func (a *answers) expectTransfer(answered func(TransferResult)) uint64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.transfers == nil {
-		a.transfers = map[uint64]func(TransferResult){}
-	}
-	a.next++
-	a.transfers[a.next] = answered
-	return a.next
-}
-
-func (a *answers) transfer(r TransferResult) {
-	a.mu.Lock()
-	answered := a.transfers[r.Token]
-	delete(a.transfers, r.Token)
-	a.mu.Unlock()
-	if answered != nil {
-		answered(r)
-	}
-}
-
 // transfer moves leadership to a voter and waits for it.
 func (s *Server) transfer(ctx context.Context, target uint64) (leader uint64, err error) {
-	result := make(chan TransferResult, 1)
-	token := s.answers.expectTransfer(func(r TransferResult) { result <- r })
-	if err := s.post(ctx, Transfer{Token: token, Target: target}); err != nil {
+	r, err := ask(ctx, s, &s.answers.transfers, func(token uint64) Event { return Transfer{Token: token, Target: target} })
+	if err != nil {
 		return 0, err
 	}
-	select {
-	case r := <-result:
-		return r.Leader, r.Err
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	case <-s.ctx.Done():
-		return 0, ErrStopped
-	}
+	return r.Leader, r.Err
 }
 
 // peerHandler is what the transport sees of the server.
@@ -250,8 +238,10 @@ type peerHandler struct{ *Server }
 
 // Handshake implements peer.Handler.
 func (h peerHandler) Handshake() *logv1.PeerHandshake {
-	return &logv1.PeerHandshake{Handshake: h.handshake(), InitialMembershipHash: h.cluster.hash,
-		DataDirectoryId: h.directory.record.DataDirectoryID, MemberId: h.id, Publication: h.config.Publication.String()}
+	membership := h.published.view().membership
+	return &logv1.PeerHandshake{Handshake: h.handshake(), InitialMembershipHash: h.directory.record.ClusterHash,
+		DataDirectoryId: h.directory.record.DataDirectoryID, MemberId: h.id, Publication: h.config.Publication.String(),
+		MembershipIndex: membership.GetIndex(), Address: addressIn(membership, h.id)}
 }
 
 func (s *Server) handshake() *logv1.Handshake {
@@ -264,20 +254,19 @@ func (h peerHandler) Check(p *logv1.PeerHandshake) error {
 		return status.Error(codes.FailedPrecondition, fmt.Sprintf(format, args...))
 	}
 	name := p.GetHandshake().GetName()
-	known := false
-	for _, m := range h.published.view().membership.GetMembers() {
-		known = known || m.Id == p.GetMemberId() && m.Id != h.id
-	}
 	switch {
-	case p.GetInitialMembershipHash() != h.cluster.hash:
+	case p.GetInitialMembershipHash() != h.directory.record.ClusterHash:
 		return refuse("member %q was started with other initial members than %q", name, h.config.Name)
 	case p.GetPublication() != h.config.Publication.String():
 		return refuse("member %q publishes by %s and %q by %s: all members must do alike", name, p.GetPublication(), h.config.Name,
 			h.config.Publication)
-	case !known:
-		return refuse("%q (%s) is not a member of this log", name, memberName(p.GetMemberId()))
+	case p.GetMemberId() == h.id:
+		return refuse("%q has the id of %q", name, h.config.Name)
 	}
 	if err := h.checkLog(p.GetHandshake()); err != nil {
+		return err
+	}
+	if err := h.checkMember(p); err != nil {
 		return err
 	}
 	same, err := h.directory.meet(p.GetMemberId(), p.GetDataDirectoryId())
@@ -286,7 +275,7 @@ func (h peerHandler) Check(p *logv1.PeerHandshake) error {
 	}
 	if !same {
 		return status.Errorf(codes.DataLoss, "member %q comes with another data directory than before: it has lost its votes "+
-			"and its log, and must join again under a new name", name)
+			"and its log; remove it, and add it again", name)
 	}
 	if region := p.GetHandshake().GetRegion(); region != "" {
 		return h.post(h.ctx, Introduced{Member: p.GetMemberId(), Region: region})
@@ -332,6 +321,9 @@ func (h peerHandler) Unreachable(ctx context.Context, to uint64) {
 // Refused implements peer.Handler.
 func (h peerHandler) Refused(by uint64, err error) {
 	h.logger.Error("refused by another member", "by", memberName(by), "error", err)
+	if h.saysRemoved(err) {
+		h.removed()
+	}
 	if status.Code(err) == codes.DataLoss {
 		h.fail(fmt.Errorf("%w: %w", ErrLostData, err))
 	}

@@ -156,7 +156,7 @@ func (r *record) adopt(conf *raftpb.ConfState, index uint64, context []byte) {
 
 // InitialMember is a member of the first configuration of a log.
 type InitialMember struct {
-	// Name is unique among the members and never given to another one.
+	// Name is unique among the members.
 	Name string
 	// Region may be empty: members tell each other theirs.
 	Region string

@@ -63,6 +63,10 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.receiveProposal(from, f.Proposal)
 	case *logv1.PeerFrame_Rejection:
 		m.receiveRejection(f.Rejection)
+	case *logv1.PeerFrame_Change:
+		m.receiveChange(from, f.Change)
+	case *logv1.PeerFrame_ChangeRefusal:
+		m.receiveRefusal(f.ChangeRefusal)
 	case *logv1.PeerFrame_Question:
 		m.send(from, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Answer{Answer: m.answerTo(f.Question.GetId())}})
 	case *logv1.PeerFrame_Answer:

@@ -25,7 +25,6 @@ const epoch = 1
 type Server struct {
 	config    Config
 	id        uint64
-	cluster   initialCluster
 	directory *directory
 	storage   *segment.Log
 	member    *Member
@@ -34,6 +33,7 @@ type Server struct {
 	published *published
 	metrics   *metrics
 	logger    *slog.Logger
+	guests    guests
 
 	// events are for the loop, which alone steps the member; queries are run by it between two steps.
 	events  chan []Event
@@ -59,11 +59,11 @@ type Server struct {
 // Start opens a member's data directory and serves LogService and PeerService on config.Listener. The first start of the
 // members of config.InitialCluster begins a log. The listener is closed when Start fails.
 func Start(config Config) (s *Server, err error) {
+	if config.Listener == nil {
+		return nil, errors.New("logservice: a member needs a listener")
+	}
 	if config, err = config.withDefaults(); err != nil {
-		if config.Listener != nil {
-			_ = config.Listener.Close()
-		}
-		return nil, err
+		return nil, errors.Join(err, config.Listener.Close())
 	}
 	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
 		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
@@ -80,17 +80,16 @@ func Start(config Config) (s *Server, err error) {
 // open makes everything but runs nothing.
 func (s *Server) open() (err error) {
 	c := s.config
-	if s.cluster, err = newInitialCluster(c.InitialCluster); err != nil {
+	cluster, err := c.initialCluster()
+	if err != nil {
 		return err
 	}
-	s.id = s.cluster.id(c.Name)
-	first := s.cluster.record()
-	self := first.member(s.id)
-	if self == nil {
-		return fmt.Errorf("%w: it does not hold this member, %q", errInitialCluster, c.Name)
-	}
-	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, s.cluster.hash, s.id); err != nil {
+	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, c.beginning); err != nil {
 		return err
+	}
+	s.id = s.directory.record.MemberID
+	if cluster.hash != 0 && cluster.hash != s.directory.record.ClusterHash {
+		return fmt.Errorf("%w: %s is of member %q of a log that began with other members", ErrOtherMember, c.DataDir, c.Name)
 	}
 	log, err := segment.Open(c.FS, filepath.Join(c.DataDir, "log"), segment.Options{
 		SegmentBytes: c.SegmentBytes, Identity: s.directory.identity(), Logger: s.logger})
@@ -102,13 +101,17 @@ func (s *Server) open() (err error) {
 		if last := s.storage.LastIndex(); last != 0 {
 			return fmt.Errorf("%w: the log ends at %d and has no membership", ErrDamaged, last)
 		}
-		if err := s.storage.Append(Group{Membership: first.encode()}); err != nil {
+		first := s.directory.beginning()
+		if first.Membership == nil {
+			return fmt.Errorf("%w: the log has no membership", ErrDamaged)
+		}
+		if err := s.storage.Append(first); err != nil {
 			return fmt.Errorf("write the first membership: %w", err)
 		}
 	}
 	addresses := map[uint64]string{}
-	for _, m := range first.members {
-		addresses[m.Id] = m.Address
+	for _, m := range cluster.members {
+		addresses[cluster.id(m.Name)] = m.Address
 	}
 	if c.Advertise != "" {
 		addresses[s.id] = c.Advertise

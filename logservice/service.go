@@ -108,7 +108,7 @@ func (s *service) ReadRound(stream logv1.LogService_ReadRoundServer) error {
 			return nil
 		}
 		began := time.Now()
-		token := srv.answers.expectRound(func(r RoundResult) {
+		token := srv.answers.rounds.expect(func(r RoundResult) {
 			srv.metrics.round(r, time.Since(began))
 			answers.settle(&logv1.ReadRoundResponse{Id: id, Index: r.Index, Failure: r.Failure})
 		})

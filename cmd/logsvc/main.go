@@ -28,14 +28,21 @@ func main() {
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "logsvc:", err)
 		stop()
+		if errors.Is(err, logservice.ErrRemoved) {
+			os.Exit(exitRemoved)
+		}
 		os.Exit(1)
 	}
 }
+
+// exitRemoved is the exit code of a member that was removed from the log: to start it again is no use.
+const exitRemoved = 3
 
 // options are the flags.
 type options struct {
 	name, region, listen, advertise, dataDir string
 	initialCluster                           string
+	join                                     []string
 	leaderPolicy, publication                string
 	metricsListen                            string
 	insecure                                 bool
@@ -46,8 +53,11 @@ type options struct {
 func newCommand() *cobra.Command {
 	var o options
 	command := &cobra.Command{
-		Use:           "logsvc --name N --region R --listen ADDR --data-dir DIR --initial-cluster N1=ADDR1,N2=ADDR2,…",
-		Short:         "One member of the log service",
+		Use:   "logsvc --name N --region R --listen ADDR --data-dir DIR {--initial-cluster N1=ADDR1,N2=ADDR2,…|--join ADDR}",
+		Short: "One member of the log service",
+		Long: "One member of the log service. Its first start needs --initial-cluster, where it is one of those that begin the log,\n" +
+			"or --join, where it was added by kvctl log member add. Later starts need neither.\n\n" +
+			"Exit codes: 0 ended by a signal; 1 failed; 3 this member was removed from the log.",
 		Args:          cobra.NoArgs,
 		Version:       version.String(),
 		SilenceUsage:  true,
@@ -60,13 +70,15 @@ func newCommand() *cobra.Command {
 		},
 	}
 	flags := command.Flags()
-	flags.StringVar(&o.name, "name", "", "name of this member, as in --initial-cluster; never reused")
+	flags.StringVar(&o.name, "name", "", "name of this member, as in --initial-cluster or as it was added")
 	flags.StringVar(&o.region, "region", "", "region that this member is in")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:2380", "`address` to serve frontends, operators and other members on")
-	flags.StringVar(&o.advertise, "advertise", "", "`address` where others reach this member (default: the one in --initial-cluster)")
+	flags.StringVar(&o.advertise, "advertise", "", "`address` where others reach this member (default: the one in --initial-cluster or with which it was added)")
 	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of this member's log")
 	flags.StringVar(&o.initialCluster, "initial-cluster", "",
-		"members that begin the log, as `NAME=ADDRESS,…`: the same names at all of them, and at every start")
+		"members that begin the log, as `NAME=ADDRESS,…`: the same names at all of them, once for the first start; addresses\n"+
+			"given later win over what the member has learned")
+	flags.StringSliceVar(&o.join, "join", nil, "`address` of a live member, for the first start of a member that was added")
 	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none or fixed=`REGION`")
 	flags.StringVar(&o.publication, "publication", "quorum",
 		"how members learn that an entry is committed, the same at all of them: `quorum` (one round trip) or leader (stock Raft)")
@@ -95,6 +107,16 @@ func run(ctx context.Context, o options) error {
 	if config.Listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("--listen %s: %w", o.listen, err)
 	}
+	if len(o.join) > 0 {
+		config, err = logservice.Join(ctx, config, o.join)
+		if ctx.Err() != nil {
+			logger.Info("stopping before the log has this member")
+			return config.Listener.Close()
+		}
+		if err != nil {
+			return errors.Join(err, config.Listener.Close())
+		}
+	}
 	server, err := logservice.Start(config)
 	if err != nil {
 		return err
@@ -121,14 +143,24 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	c = logservice.Config{Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir,
 		Version: version.String(), Logger: logger}
 	for _, required := range []struct{ flag, value string }{
-		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir}, {"initial-cluster", o.initialCluster},
+		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir},
 	} {
 		if required.value == "" {
 			return c, fmt.Errorf("--%s is required", required.flag)
 		}
 	}
-	if c.InitialCluster, err = parseInitialCluster(o.initialCluster); err != nil {
-		return c, fmt.Errorf("--initial-cluster: %w", err)
+	if o.initialCluster != "" && len(o.join) > 0 {
+		return c, errors.New("--initial-cluster and --join: a member either begins the log or joins it")
+	}
+	if o.initialCluster != "" {
+		if c.InitialCluster, err = parseInitialCluster(o.initialCluster); err != nil {
+			return c, fmt.Errorf("--initial-cluster: %w", err)
+		}
+	}
+	for _, address := range o.join {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return c, fmt.Errorf("--join: %w", err)
+		}
 	}
 	if c.LeaderPolicy, err = logservice.ParseLeaderPolicy(o.leaderPolicy); err != nil {
 		return c, fmt.Errorf("--leader-policy: %w", err)

@@ -109,8 +109,9 @@ func New(config Config) *Transport {
 		links: map[uint64]*link{}, incoming: map[uint64]*incomingStream{}}
 }
 
-// SetMembers says who the other members are and where: streams to new ones are opened, those to members that are gone
-// are closed, those to members with another address are moved.
+// SetMembers says who the other members are and where: streams to new ones are opened, those to and from members that are
+// gone are closed, those to members with another address are moved. A member that is gone and comes back is for
+// Handler.Check to judge.
 func (t *Transport) SetMembers(addresses map[uint64]string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,6 +122,11 @@ func (t *Transport) SetMembers(addresses map[uint64]string) error {
 		if addresses[id] != l.address {
 			l.close()
 			delete(t.links, id)
+		}
+	}
+	for id, incoming := range t.incoming {
+		if addresses[id] == "" {
+			incoming.cancel()
 		}
 	}
 	for id, address := range addresses {

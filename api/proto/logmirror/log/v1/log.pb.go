@@ -2549,6 +2549,416 @@ func (x *TransferLeadershipResponse) GetLeaderId() uint64 {
 	return 0
 }
 
+type AddMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What people and the new member itself know it by; free among the members there are.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Where the others will reach it.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Region        string `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberRequest) Reset() {
+	*x = AddMemberRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberRequest) ProtoMessage() {}
+
+func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
+func (*AddMemberRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AddMemberRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+type AddMemberResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new member.
+	Member        *Member     `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
+	Membership    *Membership `protobuf:"bytes,2,opt,name=membership,proto3" json:"membership,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberResponse) Reset() {
+	*x = AddMemberResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberResponse) ProtoMessage() {}
+
+func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
+func (*AddMemberResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *AddMemberResponse) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+func (x *AddMemberResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+type PromoteMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Raft id of a learner.
+	MemberId      uint64 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberRequest) Reset() {
+	*x = PromoteMemberRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberRequest) ProtoMessage() {}
+
+func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
+func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PromoteMemberRequest) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+type PromoteMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Membership    *Membership            `protobuf:"bytes,1,opt,name=membership,proto3" json:"membership,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberResponse) Reset() {
+	*x = PromoteMemberResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberResponse) ProtoMessage() {}
+
+func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
+func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PromoteMemberResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+type RemoveMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Raft id of a member.
+	MemberId      uint64 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberRequest) Reset() {
+	*x = RemoveMemberRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberRequest) ProtoMessage() {}
+
+func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RemoveMemberRequest) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+type RemoveMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Membership    *Membership            `protobuf:"bytes,1,opt,name=membership,proto3" json:"membership,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberResponse) Reset() {
+	*x = RemoveMemberResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberResponse) ProtoMessage() {}
+
+func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RemoveMemberResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+type GetMembershipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMembershipRequest) Reset() {
+	*x = GetMembershipRequest{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMembershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMembershipRequest) ProtoMessage() {}
+
+func (x *GetMembershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMembershipRequest.ProtoReflect.Descriptor instead.
+func (*GetMembershipRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{41}
+}
+
+type GetMembershipResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the member that answers; cluster_id is never zero.
+	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	// What it has applied.
+	Membership *Membership `protobuf:"bytes,2,opt,name=membership,proto3" json:"membership,omitempty"`
+	// Its Raft term, at or above that of the entry that made the membership.
+	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	// What members of this log show each other.
+	InitialMembershipHash uint64 `protobuf:"fixed64,4,opt,name=initial_membership_hash,json=initialMembershipHash,proto3" json:"initial_membership_hash,omitempty"`
+	// Which publication rule the members run: "quorum" or "leader".
+	Publication   string `protobuf:"bytes,5,opt,name=publication,proto3" json:"publication,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMembershipResponse) Reset() {
+	*x = GetMembershipResponse{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMembershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMembershipResponse) ProtoMessage() {}
+
+func (x *GetMembershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMembershipResponse.ProtoReflect.Descriptor instead.
+func (*GetMembershipResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetMembershipResponse) GetHandshake() *Handshake {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *GetMembershipResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
+func (x *GetMembershipResponse) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *GetMembershipResponse) GetInitialMembershipHash() uint64 {
+	if x != nil {
+		return x.InitialMembershipHash
+	}
+	return 0
+}
+
+func (x *GetMembershipResponse) GetPublication() string {
+	if x != nil {
+		return x.Publication
+	}
+	return ""
+}
+
 var File_logmirror_log_v1_log_proto protoreflect.FileDescriptor
 
 const file_logmirror_log_v1_log_proto_rawDesc = "" +
@@ -2746,7 +3156,37 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x19TransferLeadershipRequest\x12\x1b\n" +
 	"\ttarget_id\x18\x01 \x01(\x04R\btargetId\"9\n" +
 	"\x1aTransferLeadershipResponse\x12\x1b\n" +
-	"\tleader_id\x18\x01 \x01(\x04R\bleaderId*\xe7\x01\n" +
+	"\tleader_id\x18\x01 \x01(\x04R\bleaderId\"X\n" +
+	"\x10AddMemberRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\"\x83\x01\n" +
+	"\x11AddMemberResponse\x120\n" +
+	"\x06member\x18\x01 \x01(\v2\x18.logmirror.log.v1.MemberR\x06member\x12<\n" +
+	"\n" +
+	"membership\x18\x02 \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
+	"membership\"3\n" +
+	"\x14PromoteMemberRequest\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\"U\n" +
+	"\x15PromoteMemberResponse\x12<\n" +
+	"\n" +
+	"membership\x18\x01 \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
+	"membership\"2\n" +
+	"\x13RemoveMemberRequest\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\"T\n" +
+	"\x14RemoveMemberResponse\x12<\n" +
+	"\n" +
+	"membership\x18\x01 \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
+	"membership\"\x16\n" +
+	"\x14GetMembershipRequest\"\xfe\x01\n" +
+	"\x15GetMembershipResponse\x129\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12<\n" +
+	"\n" +
+	"membership\x18\x02 \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
+	"membership\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x126\n" +
+	"\x17initial_membership_hash\x18\x04 \x01(\x06R\x15initialMembershipHash\x12 \n" +
+	"\vpublication\x18\x05 \x01(\tR\vpublication*\xe7\x01\n" +
 	"\tEntryKind\x12\x1a\n" +
 	"\x16ENTRY_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ENTRY_KIND_GENESIS\x10\x01\x12\x1b\n" +
@@ -2755,7 +3195,7 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x0fENTRY_KIND_TICK\x10\x04\x12\x19\n" +
 	"\x15ENTRY_KIND_MEMBERSHIP\x10\x05\x12!\n" +
 	"\x1dENTRY_KIND_CHECKPOINT_REQUEST\x10\x06\x12 \n" +
-	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\xdf\x06\n" +
+	"\x1cENTRY_KIND_CHECKPOINT_SEALED\x10\a2\xd8\t\n" +
 	"\n" +
 	"LogService\x12O\n" +
 	"\x06Append\x12\x1f.logmirror.log.v1.AppendRequest\x1a .logmirror.log.v1.AppendResponse(\x010\x01\x12G\n" +
@@ -2763,7 +3203,11 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\tReadRound\x12\".logmirror.log.v1.ReadRoundRequest\x1a#.logmirror.log.v1.ReadRoundResponse(\x010\x01\x12O\n" +
 	"\x06Report\x12\x1f.logmirror.log.v1.ReportRequest\x1a .logmirror.log.v1.ReportResponse(\x010\x01\x12K\n" +
 	"\x06Status\x12\x1f.logmirror.log.v1.StatusRequest\x1a .logmirror.log.v1.StatusResponse\x12o\n" +
-	"\x12TransferLeadership\x12+.logmirror.log.v1.TransferLeadershipRequest\x1a,.logmirror.log.v1.TransferLeadershipResponse\x12m\n" +
+	"\x12TransferLeadership\x12+.logmirror.log.v1.TransferLeadershipRequest\x1a,.logmirror.log.v1.TransferLeadershipResponse\x12T\n" +
+	"\tAddMember\x12\".logmirror.log.v1.AddMemberRequest\x1a#.logmirror.log.v1.AddMemberResponse\x12`\n" +
+	"\rPromoteMember\x12&.logmirror.log.v1.PromoteMemberRequest\x1a'.logmirror.log.v1.PromoteMemberResponse\x12]\n" +
+	"\fRemoveMember\x12%.logmirror.log.v1.RemoveMemberRequest\x1a&.logmirror.log.v1.RemoveMemberResponse\x12`\n" +
+	"\rGetMembership\x12&.logmirror.log.v1.GetMembershipRequest\x1a'.logmirror.log.v1.GetMembershipResponse\x12m\n" +
 	"\x10UploadCheckpoint\x12).logmirror.log.v1.UploadCheckpointRequest\x1a*.logmirror.log.v1.UploadCheckpointResponse(\x010\x01\x12q\n" +
 	"\x12DownloadCheckpoint\x12+.logmirror.log.v1.DownloadCheckpointRequest\x1a,.logmirror.log.v1.DownloadCheckpointResponse0\x01\x12l\n" +
 	"\x11RequestCheckpoint\x12*.logmirror.log.v1.RequestCheckpointRequest\x1a+.logmirror.log.v1.RequestCheckpointResponseBAZ?github.com/logmirror/logmirror/api/proto/logmirror/log/v1;logv1b\x06proto3"
@@ -2781,7 +3225,7 @@ func file_logmirror_log_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(EntryKind)(0),                     // 0: logmirror.log.v1.EntryKind
 	(AppendRejection_Reason)(0),        // 1: logmirror.log.v1.AppendRejection.Reason
@@ -2821,6 +3265,14 @@ var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(*Member)(nil),                     // 35: logmirror.log.v1.Member
 	(*TransferLeadershipRequest)(nil),  // 36: logmirror.log.v1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 37: logmirror.log.v1.TransferLeadershipResponse
+	(*AddMemberRequest)(nil),           // 38: logmirror.log.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),          // 39: logmirror.log.v1.AddMemberResponse
+	(*PromoteMemberRequest)(nil),       // 40: logmirror.log.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 41: logmirror.log.v1.PromoteMemberResponse
+	(*RemoveMemberRequest)(nil),        // 42: logmirror.log.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 43: logmirror.log.v1.RemoveMemberResponse
+	(*GetMembershipRequest)(nil),       // 44: logmirror.log.v1.GetMembershipRequest
+	(*GetMembershipResponse)(nil),      // 45: logmirror.log.v1.GetMembershipResponse
 }
 var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	0,  // 0: logmirror.log.v1.Envelope.kind:type_name -> logmirror.log.v1.EntryKind
@@ -2861,29 +3313,43 @@ var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	8,  // 35: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
 	35, // 36: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
 	2,  // 37: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
-	11, // 38: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
-	15, // 39: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
-	17, // 40: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
-	19, // 41: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
-	22, // 42: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
-	36, // 43: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
-	27, // 44: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
-	29, // 45: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
-	31, // 46: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
-	13, // 47: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
-	16, // 48: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
-	18, // 49: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
-	20, // 50: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
-	23, // 51: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
-	37, // 52: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
-	28, // 53: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
-	30, // 54: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
-	32, // 55: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
-	47, // [47:56] is the sub-list for method output_type
-	38, // [38:47] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	35, // 38: logmirror.log.v1.AddMemberResponse.member:type_name -> logmirror.log.v1.Member
+	34, // 39: logmirror.log.v1.AddMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	34, // 40: logmirror.log.v1.PromoteMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	34, // 41: logmirror.log.v1.RemoveMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	10, // 42: logmirror.log.v1.GetMembershipResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	34, // 43: logmirror.log.v1.GetMembershipResponse.membership:type_name -> logmirror.log.v1.Membership
+	11, // 44: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
+	15, // 45: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
+	17, // 46: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
+	19, // 47: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
+	22, // 48: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
+	36, // 49: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
+	38, // 50: logmirror.log.v1.LogService.AddMember:input_type -> logmirror.log.v1.AddMemberRequest
+	40, // 51: logmirror.log.v1.LogService.PromoteMember:input_type -> logmirror.log.v1.PromoteMemberRequest
+	42, // 52: logmirror.log.v1.LogService.RemoveMember:input_type -> logmirror.log.v1.RemoveMemberRequest
+	44, // 53: logmirror.log.v1.LogService.GetMembership:input_type -> logmirror.log.v1.GetMembershipRequest
+	27, // 54: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
+	29, // 55: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
+	31, // 56: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
+	13, // 57: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
+	16, // 58: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
+	18, // 59: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
+	20, // 60: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
+	23, // 61: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
+	37, // 62: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
+	39, // 63: logmirror.log.v1.LogService.AddMember:output_type -> logmirror.log.v1.AddMemberResponse
+	41, // 64: logmirror.log.v1.LogService.PromoteMember:output_type -> logmirror.log.v1.PromoteMemberResponse
+	43, // 65: logmirror.log.v1.LogService.RemoveMember:output_type -> logmirror.log.v1.RemoveMemberResponse
+	45, // 66: logmirror.log.v1.LogService.GetMembership:output_type -> logmirror.log.v1.GetMembershipResponse
+	28, // 67: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
+	30, // 68: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
+	32, // 69: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
+	57, // [57:70] is the sub-list for method output_type
+	44, // [44:57] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_log_proto_init() }
@@ -2897,7 +3363,7 @@ func file_logmirror_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_log_proto_rawDesc), len(file_logmirror_log_v1_log_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,10 @@ const (
 	LogService_Report_FullMethodName             = "/logmirror.log.v1.LogService/Report"
 	LogService_Status_FullMethodName             = "/logmirror.log.v1.LogService/Status"
 	LogService_TransferLeadership_FullMethodName = "/logmirror.log.v1.LogService/TransferLeadership"
+	LogService_AddMember_FullMethodName          = "/logmirror.log.v1.LogService/AddMember"
+	LogService_PromoteMember_FullMethodName      = "/logmirror.log.v1.LogService/PromoteMember"
+	LogService_RemoveMember_FullMethodName       = "/logmirror.log.v1.LogService/RemoveMember"
+	LogService_GetMembership_FullMethodName      = "/logmirror.log.v1.LogService/GetMembership"
 	LogService_UploadCheckpoint_FullMethodName   = "/logmirror.log.v1.LogService/UploadCheckpoint"
 	LogService_DownloadCheckpoint_FullMethodName = "/logmirror.log.v1.LogService/DownloadCheckpoint"
 	LogService_RequestCheckpoint_FullMethodName  = "/logmirror.log.v1.LogService/RequestCheckpoint"
@@ -57,6 +61,20 @@ type LogServiceClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
+	// AddMember makes a new member a learner of the log: it gets every entry and serves frontends, and has no vote. It
+	// answers when the member that was asked has applied the change. The new member itself is started afterwards, and finds
+	// what it needs with Membership.
+	// The three calls that change the membership refuse with FAILED_PRECONDITION what is not possible now, with the numbers:
+	// another change is under way, too few voters would be in reach. ALREADY_EXISTS: name or address are taken. NOT_FOUND:
+	// no such member. DEADLINE_EXCEEDED: whether the change was made is not known.
+	AddMember(ctx context.Context, in *AddMemberRequest, opts ...grpc.CallOption) (*AddMemberResponse, error)
+	// PromoteMember makes a learner that has caught up a voter.
+	PromoteMember(ctx context.Context, in *PromoteMemberRequest, opts ...grpc.CallOption) (*PromoteMemberResponse, error)
+	// RemoveMember ends a membership for good: the raft id is never used again. A leader hands leadership over first.
+	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
+	// GetMembership tells what a member that joins begins with, all as of one moment.
+	// UNAVAILABLE: this member can't tell right now.
+	GetMembership(ctx context.Context, in *GetMembershipRequest, opts ...grpc.CallOption) (*GetMembershipResponse, error)
 	// UploadCheckpoint gives the checkpoint that a CHECKPOINT_REQUEST asked the caller's session for. The caller names it;
 	// the member answers whether it wants the bytes and from where on; the caller sends them in order; the member answers
 	// once it holds them durably. The name alone is the caller's report, whoever holds the bytes.
@@ -156,6 +174,46 @@ func (c *logServiceClient) TransferLeadership(ctx context.Context, in *TransferL
 	return out, nil
 }
 
+func (c *logServiceClient) AddMember(ctx context.Context, in *AddMemberRequest, opts ...grpc.CallOption) (*AddMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddMemberResponse)
+	err := c.cc.Invoke(ctx, LogService_AddMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *logServiceClient) PromoteMember(ctx context.Context, in *PromoteMemberRequest, opts ...grpc.CallOption) (*PromoteMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PromoteMemberResponse)
+	err := c.cc.Invoke(ctx, LogService_PromoteMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *logServiceClient) RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveMemberResponse)
+	err := c.cc.Invoke(ctx, LogService_RemoveMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *logServiceClient) GetMembership(ctx context.Context, in *GetMembershipRequest, opts ...grpc.CallOption) (*GetMembershipResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetMembershipResponse)
+	err := c.cc.Invoke(ctx, LogService_GetMembership_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *logServiceClient) UploadCheckpoint(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UploadCheckpointRequest, UploadCheckpointResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &LogService_ServiceDesc.Streams[4], LogService_UploadCheckpoint_FullMethodName, cOpts...)
@@ -222,6 +280,20 @@ type LogServiceServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// TransferLeadership moves leadership to a voter.
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
+	// AddMember makes a new member a learner of the log: it gets every entry and serves frontends, and has no vote. It
+	// answers when the member that was asked has applied the change. The new member itself is started afterwards, and finds
+	// what it needs with Membership.
+	// The three calls that change the membership refuse with FAILED_PRECONDITION what is not possible now, with the numbers:
+	// another change is under way, too few voters would be in reach. ALREADY_EXISTS: name or address are taken. NOT_FOUND:
+	// no such member. DEADLINE_EXCEEDED: whether the change was made is not known.
+	AddMember(context.Context, *AddMemberRequest) (*AddMemberResponse, error)
+	// PromoteMember makes a learner that has caught up a voter.
+	PromoteMember(context.Context, *PromoteMemberRequest) (*PromoteMemberResponse, error)
+	// RemoveMember ends a membership for good: the raft id is never used again. A leader hands leadership over first.
+	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
+	// GetMembership tells what a member that joins begins with, all as of one moment.
+	// UNAVAILABLE: this member can't tell right now.
+	GetMembership(context.Context, *GetMembershipRequest) (*GetMembershipResponse, error)
 	// UploadCheckpoint gives the checkpoint that a CHECKPOINT_REQUEST asked the caller's session for. The caller names it;
 	// the member answers whether it wants the bytes and from where on; the caller sends them in order; the member answers
 	// once it holds them durably. The name alone is the caller's report, whoever holds the bytes.
@@ -260,6 +332,18 @@ func (UnimplementedLogServiceServer) Status(context.Context, *StatusRequest) (*S
 }
 func (UnimplementedLogServiceServer) TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedLogServiceServer) AddMember(context.Context, *AddMemberRequest) (*AddMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddMember not implemented")
+}
+func (UnimplementedLogServiceServer) PromoteMember(context.Context, *PromoteMemberRequest) (*PromoteMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PromoteMember not implemented")
+}
+func (UnimplementedLogServiceServer) RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveMember not implemented")
+}
+func (UnimplementedLogServiceServer) GetMembership(context.Context, *GetMembershipRequest) (*GetMembershipResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetMembership not implemented")
 }
 func (UnimplementedLogServiceServer) UploadCheckpoint(grpc.BidiStreamingServer[UploadCheckpointRequest, UploadCheckpointResponse]) error {
 	return status.Error(codes.Unimplemented, "method UploadCheckpoint not implemented")
@@ -359,6 +443,78 @@ func _LogService_TransferLeadership_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _LogService_AddMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServiceServer).AddMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LogService_AddMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServiceServer).AddMember(ctx, req.(*AddMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LogService_PromoteMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PromoteMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServiceServer).PromoteMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LogService_PromoteMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServiceServer).PromoteMember(ctx, req.(*PromoteMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LogService_RemoveMember_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveMemberRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServiceServer).RemoveMember(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LogService_RemoveMember_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServiceServer).RemoveMember(ctx, req.(*RemoveMemberRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LogService_GetMembership_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetMembershipRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServiceServer).GetMembership(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LogService_GetMembership_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServiceServer).GetMembership(ctx, req.(*GetMembershipRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _LogService_UploadCheckpoint_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(LogServiceServer).UploadCheckpoint(&grpc.GenericServerStream[UploadCheckpointRequest, UploadCheckpointResponse]{ServerStream: stream})
 }
@@ -409,6 +565,22 @@ var LogService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _LogService_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "AddMember",
+			Handler:    _LogService_AddMember_Handler,
+		},
+		{
+			MethodName: "PromoteMember",
+			Handler:    _LogService_PromoteMember_Handler,
+		},
+		{
+			MethodName: "RemoveMember",
+			Handler:    _LogService_RemoveMember_Handler,
+		},
+		{
+			MethodName: "GetMembership",
+			Handler:    _LogService_GetMembership_Handler,
 		},
 		{
 			MethodName: "RequestCheckpoint",

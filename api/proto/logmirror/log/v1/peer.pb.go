@@ -21,6 +21,118 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type MembershipChange_Kind int32
+
+const (
+	MembershipChange_KIND_UNSPECIFIED MembershipChange_Kind = 0
+	// Add member as a learner. Its id is new.
+	MembershipChange_KIND_ADD MembershipChange_Kind = 1
+	// Let the learner with member.id vote.
+	MembershipChange_KIND_PROMOTE MembershipChange_Kind = 2
+	MembershipChange_KIND_REMOVE  MembershipChange_Kind = 3
+)
+
+// Enum value maps for MembershipChange_Kind.
+var (
+	MembershipChange_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_ADD",
+		2: "KIND_PROMOTE",
+		3: "KIND_REMOVE",
+	}
+	MembershipChange_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_ADD":         1,
+		"KIND_PROMOTE":     2,
+		"KIND_REMOVE":      3,
+	}
+)
+
+func (x MembershipChange_Kind) Enum() *MembershipChange_Kind {
+	p := new(MembershipChange_Kind)
+	*p = x
+	return p
+}
+
+func (x MembershipChange_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MembershipChange_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_logmirror_log_v1_peer_proto_enumTypes[0].Descriptor()
+}
+
+func (MembershipChange_Kind) Type() protoreflect.EnumType {
+	return &file_logmirror_log_v1_peer_proto_enumTypes[0]
+}
+
+func (x MembershipChange_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MembershipChange_Kind.Descriptor instead.
+func (MembershipChange_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19, 0}
+}
+
+type ChangeRefusal_Reason int32
+
+const (
+	ChangeRefusal_REASON_UNSPECIFIED ChangeRefusal_Reason = 0
+	// The request can't be meant.
+	ChangeRefusal_REASON_INVALID ChangeRefusal_Reason = 1
+	// The name or the address are another member's.
+	ChangeRefusal_REASON_TAKEN     ChangeRefusal_Reason = 2
+	ChangeRefusal_REASON_NO_MEMBER ChangeRefusal_Reason = 3
+	// Not in the state that the cluster is in now.
+	ChangeRefusal_REASON_NOT_NOW ChangeRefusal_Reason = 4
+)
+
+// Enum value maps for ChangeRefusal_Reason.
+var (
+	ChangeRefusal_Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "REASON_INVALID",
+		2: "REASON_TAKEN",
+		3: "REASON_NO_MEMBER",
+		4: "REASON_NOT_NOW",
+	}
+	ChangeRefusal_Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"REASON_INVALID":     1,
+		"REASON_TAKEN":       2,
+		"REASON_NO_MEMBER":   3,
+		"REASON_NOT_NOW":     4,
+	}
+)
+
+func (x ChangeRefusal_Reason) Enum() *ChangeRefusal_Reason {
+	p := new(ChangeRefusal_Reason)
+	*p = x
+	return p
+}
+
+func (x ChangeRefusal_Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeRefusal_Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_logmirror_log_v1_peer_proto_enumTypes[1].Descriptor()
+}
+
+func (ChangeRefusal_Reason) Type() protoreflect.EnumType {
+	return &file_logmirror_log_v1_peer_proto_enumTypes[1]
+}
+
+func (x ChangeRefusal_Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeRefusal_Reason.Descriptor instead.
+func (ChangeRefusal_Reason) EnumDescriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21, 0}
+}
+
 type FetchLogRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Handshake *PeerHandshake         `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
@@ -448,9 +560,13 @@ type PeerHandshake struct {
 	TargetId uint64 `protobuf:"varint,5,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`
 	// Which publication rule the sender runs: "quorum" or "leader". Members of one log must run the same: read rounds of
 	// the one are wrong with entries published by the other.
-	Publication   string `protobuf:"bytes,6,opt,name=publication,proto3" json:"publication,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Publication string `protobuf:"bytes,6,opt,name=publication,proto3" json:"publication,omitempty"`
+	// Index of the configuration that the sender has applied, and where others reach it: a receiver whose configuration is
+	// older and does not hold the sender takes it at its word.
+	MembershipIndex uint64 `protobuf:"varint,7,opt,name=membership_index,json=membershipIndex,proto3" json:"membership_index,omitempty"`
+	Address         string `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *PeerHandshake) Reset() {
@@ -525,6 +641,66 @@ func (x *PeerHandshake) GetPublication() string {
 	return ""
 }
 
+func (x *PeerHandshake) GetMembershipIndex() uint64 {
+	if x != nil {
+		return x.MembershipIndex
+	}
+	return 0
+}
+
+func (x *PeerHandshake) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+// NotMember is a detail of the refusal of a sender that is in no configuration that the receiver knows. A sender whose
+// own configuration is not newer than this one was removed.
+type NotMember struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	MembershipIndex uint64                 `protobuf:"varint,1,opt,name=membership_index,json=membershipIndex,proto3" json:"membership_index,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *NotMember) Reset() {
+	*x = NotMember{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotMember) ProtoMessage() {}
+
+func (x *NotMember) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotMember.ProtoReflect.Descriptor instead.
+func (*NotMember) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NotMember) GetMembershipIndex() uint64 {
+	if x != nil {
+		return x.MembershipIndex
+	}
+	return 0
+}
+
 type SendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First message of the stream only.
@@ -536,7 +712,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +724,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +737,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SendRequest) GetHandshake() *PeerHandshake {
@@ -588,7 +764,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +776,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +789,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SendResponse) GetHandshake() *PeerHandshake {
@@ -642,6 +818,9 @@ type PeerFrame struct {
 	//	*PeerFrame_CheckpointAsked
 	//	*PeerFrame_SnapshotProgress
 	//	*PeerFrame_AppliedReports
+	//	*PeerFrame_Change
+	//	*PeerFrame_ChangeRefusal
+	//	*PeerFrame_RoundTrips
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -649,7 +828,7 @@ type PeerFrame struct {
 
 func (x *PeerFrame) Reset() {
 	*x = PeerFrame{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +840,7 @@ func (x *PeerFrame) String() string {
 func (*PeerFrame) ProtoMessage() {}
 
 func (x *PeerFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +853,7 @@ func (x *PeerFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerFrame.ProtoReflect.Descriptor instead.
 func (*PeerFrame) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PeerFrame) GetFrame() isPeerFrame_Frame {
@@ -810,6 +989,33 @@ func (x *PeerFrame) GetAppliedReports() *AppliedReports {
 	return nil
 }
 
+func (x *PeerFrame) GetChange() *ForwardedChange {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_Change); ok {
+			return x.Change
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetChangeRefusal() *ChangeRefusal {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_ChangeRefusal); ok {
+			return x.ChangeRefusal
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetRoundTrips() *RoundTrips {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_RoundTrips); ok {
+			return x.RoundTrips
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -871,6 +1077,18 @@ type PeerFrame_AppliedReports struct {
 	AppliedReports *AppliedReports `protobuf:"bytes,14,opt,name=applied_reports,json=appliedReports,proto3,oneof"`
 }
 
+type PeerFrame_Change struct {
+	Change *ForwardedChange `protobuf:"bytes,20,opt,name=change,proto3,oneof"`
+}
+
+type PeerFrame_ChangeRefusal struct {
+	ChangeRefusal *ChangeRefusal `protobuf:"bytes,21,opt,name=change_refusal,json=changeRefusal,proto3,oneof"`
+}
+
+type PeerFrame_RoundTrips struct {
+	RoundTrips *RoundTrips `protobuf:"bytes,22,opt,name=round_trips,json=roundTrips,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -899,6 +1117,12 @@ func (*PeerFrame_SnapshotProgress) isPeerFrame_Frame() {}
 
 func (*PeerFrame_AppliedReports) isPeerFrame_Frame() {}
 
+func (*PeerFrame_Change) isPeerFrame_Frame() {}
+
+func (*PeerFrame_ChangeRefusal) isPeerFrame_Frame() {}
+
+func (*PeerFrame_RoundTrips) isPeerFrame_Frame() {}
+
 // CheckpointsHeld tells the leader what a member holds durably, sealed or not.
 type CheckpointsHeld struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -909,7 +1133,7 @@ type CheckpointsHeld struct {
 
 func (x *CheckpointsHeld) Reset() {
 	*x = CheckpointsHeld{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1145,7 @@ func (x *CheckpointsHeld) String() string {
 func (*CheckpointsHeld) ProtoMessage() {}
 
 func (x *CheckpointsHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[10]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1158,7 @@ func (x *CheckpointsHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsHeld.ProtoReflect.Descriptor instead.
 func (*CheckpointsHeld) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CheckpointsHeld) GetCheckpoints() []*CheckpointName {
@@ -954,7 +1178,7 @@ type AppliedReports struct {
 
 func (x *AppliedReports) Reset() {
 	*x = AppliedReports{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1190,7 @@ func (x *AppliedReports) String() string {
 func (*AppliedReports) ProtoMessage() {}
 
 func (x *AppliedReports) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1203,7 @@ func (x *AppliedReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedReports.ProtoReflect.Descriptor instead.
 func (*AppliedReports) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AppliedReports) GetReports() []*AppliedReport {
@@ -1000,7 +1224,7 @@ type CheckpointWanted struct {
 
 func (x *CheckpointWanted) Reset() {
 	*x = CheckpointWanted{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1236,7 @@ func (x *CheckpointWanted) String() string {
 func (*CheckpointWanted) ProtoMessage() {}
 
 func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1249,7 @@ func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointWanted.ProtoReflect.Descriptor instead.
 func (*CheckpointWanted) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CheckpointWanted) GetCheckpoint() *CheckpointName {
@@ -1052,7 +1276,7 @@ type CheckpointAsked struct {
 
 func (x *CheckpointAsked) Reset() {
 	*x = CheckpointAsked{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1288,7 @@ func (x *CheckpointAsked) String() string {
 func (*CheckpointAsked) ProtoMessage() {}
 
 func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1301,7 @@ func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointAsked.ProtoReflect.Descriptor instead.
 func (*CheckpointAsked) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CheckpointAsked) GetAfterIndex() uint64 {
@@ -1099,7 +1323,7 @@ type SnapshotProgress struct {
 
 func (x *SnapshotProgress) Reset() {
 	*x = SnapshotProgress{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1335,7 @@ func (x *SnapshotProgress) String() string {
 func (*SnapshotProgress) ProtoMessage() {}
 
 func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1348,7 @@ func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
 func (*SnapshotProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SnapshotProgress) GetIndex() uint64 {
@@ -1154,7 +1378,7 @@ type VoterAck struct {
 
 func (x *VoterAck) Reset() {
 	*x = VoterAck{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1390,7 @@ func (x *VoterAck) String() string {
 func (*VoterAck) ProtoMessage() {}
 
 func (x *VoterAck) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1403,7 @@ func (x *VoterAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoterAck.ProtoReflect.Descriptor instead.
 func (*VoterAck) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VoterAck) GetVoterId() uint64 {
@@ -1215,7 +1439,7 @@ type ForwardedProposal struct {
 
 func (x *ForwardedProposal) Reset() {
 	*x = ForwardedProposal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1451,7 @@ func (x *ForwardedProposal) String() string {
 func (*ForwardedProposal) ProtoMessage() {}
 
 func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1464,7 @@ func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedProposal.ProtoReflect.Descriptor instead.
 func (*ForwardedProposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ForwardedProposal) GetProposal() *Proposal {
@@ -1267,7 +1491,7 @@ type ForwardedRejection struct {
 
 func (x *ForwardedRejection) Reset() {
 	*x = ForwardedRejection{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1503,7 @@ func (x *ForwardedRejection) String() string {
 func (*ForwardedRejection) ProtoMessage() {}
 
 func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1516,7 @@ func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedRejection.ProtoReflect.Descriptor instead.
 func (*ForwardedRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ForwardedRejection) GetRejection() *AppendRejection {
@@ -1309,6 +1533,273 @@ func (x *ForwardedRejection) GetStream() uint64 {
 	return 0
 }
 
+// MembershipChange is a change of one member.
+type MembershipChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          MembershipChange_Kind  `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.log.v1.MembershipChange_Kind" json:"kind,omitempty"`
+	Member        *Member                `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MembershipChange) Reset() {
+	*x = MembershipChange{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MembershipChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MembershipChange) ProtoMessage() {}
+
+func (x *MembershipChange) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MembershipChange.ProtoReflect.Descriptor instead.
+func (*MembershipChange) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MembershipChange) GetKind() MembershipChange_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return MembershipChange_KIND_UNSPECIFIED
+}
+
+func (x *MembershipChange) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+// ForwardedChange travels to the leader from the member that was asked for a change. It is sent again until that member
+// sees the change or a refusal: to ask twice is to ask once.
+type ForwardedChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the request at the member that was asked.
+	Request       uint64            `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	Change        *MembershipChange `protobuf:"bytes,2,opt,name=change,proto3" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardedChange) Reset() {
+	*x = ForwardedChange{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardedChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardedChange) ProtoMessage() {}
+
+func (x *ForwardedChange) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardedChange.ProtoReflect.Descriptor instead.
+func (*ForwardedChange) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ForwardedChange) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *ForwardedChange) GetChange() *MembershipChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+// ChangeRefusal says that the leader did not make a change and will not.
+type ChangeRefusal struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request uint64                 `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	Reason  ChangeRefusal_Reason   `protobuf:"varint,2,opt,name=reason,proto3,enum=logmirror.log.v1.ChangeRefusal_Reason" json:"reason,omitempty"`
+	// For people.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRefusal) Reset() {
+	*x = ChangeRefusal{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRefusal) ProtoMessage() {}
+
+func (x *ChangeRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRefusal.ProtoReflect.Descriptor instead.
+func (*ChangeRefusal) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChangeRefusal) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *ChangeRefusal) GetReason() ChangeRefusal_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return ChangeRefusal_REASON_UNSPECIFIED
+}
+
+func (x *ChangeRefusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// RoundTrips tells the leader how far others are from the sender.
+type RoundTrips struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RoundTrips    []*RoundTrip           `protobuf:"bytes,1,rep,name=round_trips,json=roundTrips,proto3" json:"round_trips,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoundTrips) Reset() {
+	*x = RoundTrips{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoundTrips) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoundTrips) ProtoMessage() {}
+
+func (x *RoundTrips) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoundTrips.ProtoReflect.Descriptor instead.
+func (*RoundTrips) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RoundTrips) GetRoundTrips() []*RoundTrip {
+	if x != nil {
+		return x.RoundTrips
+	}
+	return nil
+}
+
+type RoundTrip struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MemberId      uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	Microseconds  uint64                 `protobuf:"varint,2,opt,name=microseconds,proto3" json:"microseconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoundTrip) Reset() {
+	*x = RoundTrip{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoundTrip) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoundTrip) ProtoMessage() {}
+
+func (x *RoundTrip) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoundTrip.ProtoReflect.Descriptor instead.
+func (*RoundTrip) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RoundTrip) GetMemberId() uint64 {
+	if x != nil {
+		return x.MemberId
+	}
+	return 0
+}
+
+func (x *RoundTrip) GetMicroseconds() uint64 {
+	if x != nil {
+		return x.Microseconds
+	}
+	return 0
+}
+
 // RoundQuestion asks a voter for its term and the end of its log.
 type RoundQuestion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1319,7 +1810,7 @@ type RoundQuestion struct {
 
 func (x *RoundQuestion) Reset() {
 	*x = RoundQuestion{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1822,7 @@ func (x *RoundQuestion) String() string {
 func (*RoundQuestion) ProtoMessage() {}
 
 func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1835,7 @@ func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundQuestion.ProtoReflect.Descriptor instead.
 func (*RoundQuestion) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RoundQuestion) GetId() uint64 {
@@ -1369,7 +1860,7 @@ type RoundAnswer struct {
 
 func (x *RoundAnswer) Reset() {
 	*x = RoundAnswer{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1872,7 @@ func (x *RoundAnswer) String() string {
 func (*RoundAnswer) ProtoMessage() {}
 
 func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1885,7 @@ func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundAnswer.ProtoReflect.Descriptor instead.
 func (*RoundAnswer) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RoundAnswer) GetId() uint64 {
@@ -1442,7 +1933,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1945,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1958,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -1516,19 +2007,23 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"membership\x18\a \x01(\v2\x1c.logmirror.log.v1.MembershipR\n" +
 	"membership\x12D\n" +
 	"\vcheckpoints\x18\b \x03(\v2\".logmirror.log.v1.CheckpointStatusR\vcheckpoints\x12\x1b\n" +
-	"\tsender_id\x18\t \x01(\x04R\bsenderId\"\x8a\x02\n" +
+	"\tsender_id\x18\t \x01(\x04R\bsenderId\"\xcf\x02\n" +
 	"\rPeerHandshake\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x126\n" +
 	"\x17initial_membership_hash\x18\x02 \x01(\x06R\x15initialMembershipHash\x12*\n" +
 	"\x11data_directory_id\x18\x03 \x01(\x06R\x0fdataDirectoryId\x12\x1b\n" +
 	"\tmember_id\x18\x04 \x01(\x04R\bmemberId\x12\x1b\n" +
 	"\ttarget_id\x18\x05 \x01(\x04R\btargetId\x12 \n" +
-	"\vpublication\x18\x06 \x01(\tR\vpublication\"\x81\x01\n" +
+	"\vpublication\x18\x06 \x01(\tR\vpublication\x12)\n" +
+	"\x10membership_index\x18\a \x01(\x04R\x0fmembershipIndex\x12\x18\n" +
+	"\aaddress\x18\b \x01(\tR\aaddress\"6\n" +
+	"\tNotMember\x12)\n" +
+	"\x10membership_index\x18\x01 \x01(\x04R\x0fmembershipIndex\"\x81\x01\n" +
 	"\vSendRequest\x12=\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xac\a\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xf4\b\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
 	"\x03ack\x18\x02 \x01(\v2\x1a.logmirror.log.v1.VoterAckH\x00R\x03ack\x12A\n" +
@@ -1544,7 +2039,11 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x11checkpoint_wanted\x18\v \x01(\v2\".logmirror.log.v1.CheckpointWantedH\x00R\x10checkpointWanted\x12N\n" +
 	"\x10checkpoint_asked\x18\f \x01(\v2!.logmirror.log.v1.CheckpointAskedH\x00R\x0fcheckpointAsked\x12Q\n" +
 	"\x11snapshot_progress\x18\r \x01(\v2\".logmirror.log.v1.SnapshotProgressH\x00R\x10snapshotProgress\x12K\n" +
-	"\x0fapplied_reports\x18\x0e \x01(\v2 .logmirror.log.v1.AppliedReportsH\x00R\x0eappliedReportsB\a\n" +
+	"\x0fapplied_reports\x18\x0e \x01(\v2 .logmirror.log.v1.AppliedReportsH\x00R\x0eappliedReports\x12;\n" +
+	"\x06change\x18\x14 \x01(\v2!.logmirror.log.v1.ForwardedChangeH\x00R\x06change\x12H\n" +
+	"\x0echange_refusal\x18\x15 \x01(\v2\x1f.logmirror.log.v1.ChangeRefusalH\x00R\rchangeRefusal\x12?\n" +
+	"\vround_trips\x18\x16 \x01(\v2\x1c.logmirror.log.v1.RoundTripsH\x00R\n" +
+	"roundTripsB\a\n" +
 	"\x05frame\"U\n" +
 	"\x0fCheckpointsHeld\x12B\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"K\n" +
@@ -1571,7 +2070,35 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x06stream\x18\x02 \x01(\x04R\x06stream\"m\n" +
 	"\x12ForwardedRejection\x12?\n" +
 	"\trejection\x18\x01 \x01(\v2!.logmirror.log.v1.AppendRejectionR\trejection\x12\x16\n" +
-	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\x1f\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\xd0\x01\n" +
+	"\x10MembershipChange\x12;\n" +
+	"\x04kind\x18\x01 \x01(\x0e2'.logmirror.log.v1.MembershipChange.KindR\x04kind\x120\n" +
+	"\x06member\x18\x02 \x01(\v2\x18.logmirror.log.v1.MemberR\x06member\"M\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bKIND_ADD\x10\x01\x12\x10\n" +
+	"\fKIND_PROMOTE\x10\x02\x12\x0f\n" +
+	"\vKIND_REMOVE\x10\x03\"g\n" +
+	"\x0fForwardedChange\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\x04R\arequest\x12:\n" +
+	"\x06change\x18\x02 \x01(\v2\".logmirror.log.v1.MembershipChangeR\x06change\"\xf5\x01\n" +
+	"\rChangeRefusal\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\x04R\arequest\x12>\n" +
+	"\x06reason\x18\x02 \x01(\x0e2&.logmirror.log.v1.ChangeRefusal.ReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"p\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eREASON_INVALID\x10\x01\x12\x10\n" +
+	"\fREASON_TAKEN\x10\x02\x12\x14\n" +
+	"\x10REASON_NO_MEMBER\x10\x03\x12\x12\n" +
+	"\x0eREASON_NOT_NOW\x10\x04\"J\n" +
+	"\n" +
+	"RoundTrips\x12<\n" +
+	"\vround_trips\x18\x01 \x03(\v2\x1b.logmirror.log.v1.RoundTripR\n" +
+	"roundTrips\"L\n" +
+	"\tRoundTrip\x12\x1b\n" +
+	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12\"\n" +
+	"\fmicroseconds\x18\x02 \x01(\x04R\fmicroseconds\"\x1f\n" +
 	"\rRoundQuestion\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x8d\x01\n" +
 	"\vRoundAnswer\x12\x0e\n" +
@@ -1600,81 +2127,99 @@ func file_logmirror_log_v1_peer_proto_rawDescGZIP() []byte {
 	return file_logmirror_log_v1_peer_proto_rawDescData
 }
 
-var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_logmirror_log_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_logmirror_log_v1_peer_proto_goTypes = []any{
-	(*FetchLogRequest)(nil),         // 0: logmirror.log.v1.FetchLogRequest
-	(*FetchLogResponse)(nil),        // 1: logmirror.log.v1.FetchLogResponse
-	(*LogEntry)(nil),                // 2: logmirror.log.v1.LogEntry
-	(*FetchCheckpointRequest)(nil),  // 3: logmirror.log.v1.FetchCheckpointRequest
-	(*FetchCheckpointResponse)(nil), // 4: logmirror.log.v1.FetchCheckpointResponse
-	(*SnapshotData)(nil),            // 5: logmirror.log.v1.SnapshotData
-	(*PeerHandshake)(nil),           // 6: logmirror.log.v1.PeerHandshake
-	(*SendRequest)(nil),             // 7: logmirror.log.v1.SendRequest
-	(*SendResponse)(nil),            // 8: logmirror.log.v1.SendResponse
-	(*PeerFrame)(nil),               // 9: logmirror.log.v1.PeerFrame
-	(*CheckpointsHeld)(nil),         // 10: logmirror.log.v1.CheckpointsHeld
-	(*AppliedReports)(nil),          // 11: logmirror.log.v1.AppliedReports
-	(*CheckpointWanted)(nil),        // 12: logmirror.log.v1.CheckpointWanted
-	(*CheckpointAsked)(nil),         // 13: logmirror.log.v1.CheckpointAsked
-	(*SnapshotProgress)(nil),        // 14: logmirror.log.v1.SnapshotProgress
-	(*VoterAck)(nil),                // 15: logmirror.log.v1.VoterAck
-	(*ForwardedProposal)(nil),       // 16: logmirror.log.v1.ForwardedProposal
-	(*ForwardedRejection)(nil),      // 17: logmirror.log.v1.ForwardedRejection
-	(*RoundQuestion)(nil),           // 18: logmirror.log.v1.RoundQuestion
-	(*RoundAnswer)(nil),             // 19: logmirror.log.v1.RoundAnswer
-	(*Ping)(nil),                    // 20: logmirror.log.v1.Ping
-	(*CheckpointName)(nil),          // 21: logmirror.log.v1.CheckpointName
-	(*Membership)(nil),              // 22: logmirror.log.v1.Membership
-	(*CheckpointStatus)(nil),        // 23: logmirror.log.v1.CheckpointStatus
-	(*Handshake)(nil),               // 24: logmirror.log.v1.Handshake
-	(*CheckpointReport)(nil),        // 25: logmirror.log.v1.CheckpointReport
-	(*AppliedReport)(nil),           // 26: logmirror.log.v1.AppliedReport
-	(*Proposal)(nil),                // 27: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),         // 28: logmirror.log.v1.AppendRejection
+	(MembershipChange_Kind)(0),      // 0: logmirror.log.v1.MembershipChange.Kind
+	(ChangeRefusal_Reason)(0),       // 1: logmirror.log.v1.ChangeRefusal.Reason
+	(*FetchLogRequest)(nil),         // 2: logmirror.log.v1.FetchLogRequest
+	(*FetchLogResponse)(nil),        // 3: logmirror.log.v1.FetchLogResponse
+	(*LogEntry)(nil),                // 4: logmirror.log.v1.LogEntry
+	(*FetchCheckpointRequest)(nil),  // 5: logmirror.log.v1.FetchCheckpointRequest
+	(*FetchCheckpointResponse)(nil), // 6: logmirror.log.v1.FetchCheckpointResponse
+	(*SnapshotData)(nil),            // 7: logmirror.log.v1.SnapshotData
+	(*PeerHandshake)(nil),           // 8: logmirror.log.v1.PeerHandshake
+	(*NotMember)(nil),               // 9: logmirror.log.v1.NotMember
+	(*SendRequest)(nil),             // 10: logmirror.log.v1.SendRequest
+	(*SendResponse)(nil),            // 11: logmirror.log.v1.SendResponse
+	(*PeerFrame)(nil),               // 12: logmirror.log.v1.PeerFrame
+	(*CheckpointsHeld)(nil),         // 13: logmirror.log.v1.CheckpointsHeld
+	(*AppliedReports)(nil),          // 14: logmirror.log.v1.AppliedReports
+	(*CheckpointWanted)(nil),        // 15: logmirror.log.v1.CheckpointWanted
+	(*CheckpointAsked)(nil),         // 16: logmirror.log.v1.CheckpointAsked
+	(*SnapshotProgress)(nil),        // 17: logmirror.log.v1.SnapshotProgress
+	(*VoterAck)(nil),                // 18: logmirror.log.v1.VoterAck
+	(*ForwardedProposal)(nil),       // 19: logmirror.log.v1.ForwardedProposal
+	(*ForwardedRejection)(nil),      // 20: logmirror.log.v1.ForwardedRejection
+	(*MembershipChange)(nil),        // 21: logmirror.log.v1.MembershipChange
+	(*ForwardedChange)(nil),         // 22: logmirror.log.v1.ForwardedChange
+	(*ChangeRefusal)(nil),           // 23: logmirror.log.v1.ChangeRefusal
+	(*RoundTrips)(nil),              // 24: logmirror.log.v1.RoundTrips
+	(*RoundTrip)(nil),               // 25: logmirror.log.v1.RoundTrip
+	(*RoundQuestion)(nil),           // 26: logmirror.log.v1.RoundQuestion
+	(*RoundAnswer)(nil),             // 27: logmirror.log.v1.RoundAnswer
+	(*Ping)(nil),                    // 28: logmirror.log.v1.Ping
+	(*CheckpointName)(nil),          // 29: logmirror.log.v1.CheckpointName
+	(*Membership)(nil),              // 30: logmirror.log.v1.Membership
+	(*CheckpointStatus)(nil),        // 31: logmirror.log.v1.CheckpointStatus
+	(*Handshake)(nil),               // 32: logmirror.log.v1.Handshake
+	(*CheckpointReport)(nil),        // 33: logmirror.log.v1.CheckpointReport
+	(*AppliedReport)(nil),           // 34: logmirror.log.v1.AppliedReport
+	(*Proposal)(nil),                // 35: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 36: logmirror.log.v1.AppendRejection
+	(*Member)(nil),                  // 37: logmirror.log.v1.Member
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
-	6,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	6,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	2,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
-	6,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	21, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
-	6,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	21, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	22, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
-	23, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	24, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
-	6,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	9,  // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
-	6,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	15, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
-	16, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
-	17, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
-	18, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
-	19, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
-	20, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
-	20, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
-	10, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
-	25, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
-	12, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
-	13, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
-	14, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
-	11, // 25: logmirror.log.v1.PeerFrame.applied_reports:type_name -> logmirror.log.v1.AppliedReports
-	21, // 26: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
-	26, // 27: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
-	21, // 28: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	27, // 29: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	28, // 30: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	7,  // 31: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	0,  // 32: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
-	3,  // 33: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
-	8,  // 34: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	1,  // 35: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
-	4,  // 36: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
-	34, // [34:37] is the sub-list for method output_type
-	31, // [31:34] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	8,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	8,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	4,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
+	8,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	29, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	8,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	29, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	30, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
+	31, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	32, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
+	8,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	12, // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
+	8,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
+	18, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
+	19, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
+	20, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
+	26, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
+	27, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
+	28, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
+	28, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
+	13, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
+	33, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
+	15, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
+	16, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
+	17, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
+	14, // 25: logmirror.log.v1.PeerFrame.applied_reports:type_name -> logmirror.log.v1.AppliedReports
+	22, // 26: logmirror.log.v1.PeerFrame.change:type_name -> logmirror.log.v1.ForwardedChange
+	23, // 27: logmirror.log.v1.PeerFrame.change_refusal:type_name -> logmirror.log.v1.ChangeRefusal
+	24, // 28: logmirror.log.v1.PeerFrame.round_trips:type_name -> logmirror.log.v1.RoundTrips
+	29, // 29: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	34, // 30: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
+	29, // 31: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	35, // 32: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	36, // 33: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	0,  // 34: logmirror.log.v1.MembershipChange.kind:type_name -> logmirror.log.v1.MembershipChange.Kind
+	37, // 35: logmirror.log.v1.MembershipChange.member:type_name -> logmirror.log.v1.Member
+	21, // 36: logmirror.log.v1.ForwardedChange.change:type_name -> logmirror.log.v1.MembershipChange
+	1,  // 37: logmirror.log.v1.ChangeRefusal.reason:type_name -> logmirror.log.v1.ChangeRefusal.Reason
+	25, // 38: logmirror.log.v1.RoundTrips.round_trips:type_name -> logmirror.log.v1.RoundTrip
+	10, // 39: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	2,  // 40: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	5,  // 41: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	11, // 42: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	3,  // 43: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	6,  // 44: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	42, // [42:45] is the sub-list for method output_type
+	39, // [39:42] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -1683,7 +2228,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 		return
 	}
 	file_logmirror_log_v1_log_proto_init()
-	file_logmirror_log_v1_peer_proto_msgTypes[9].OneofWrappers = []any{
+	file_logmirror_log_v1_peer_proto_msgTypes[10].OneofWrappers = []any{
 		(*PeerFrame_RaftMessage)(nil),
 		(*PeerFrame_Ack)(nil),
 		(*PeerFrame_Proposal)(nil),
@@ -1698,19 +2243,23 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_CheckpointAsked)(nil),
 		(*PeerFrame_SnapshotProgress)(nil),
 		(*PeerFrame_AppliedReports)(nil),
+		(*PeerFrame_Change)(nil),
+		(*PeerFrame_ChangeRefusal)(nil),
+		(*PeerFrame_RoundTrips)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_peer_proto_rawDesc), len(file_logmirror_log_v1_peer_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   21,
+			NumEnums:      2,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_logmirror_log_v1_peer_proto_goTypes,
 		DependencyIndexes: file_logmirror_log_v1_peer_proto_depIdxs,
+		EnumInfos:         file_logmirror_log_v1_peer_proto_enumTypes,
 		MessageInfos:      file_logmirror_log_v1_peer_proto_msgTypes,
 	}.Build()
 	File_logmirror_log_v1_peer_proto = out.File
