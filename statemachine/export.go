@@ -14,14 +14,21 @@ import (
 // ExportVersion is the version of the encodings that Export makes and Restore reads. Another one is not read.
 const ExportVersion = 1
 
+// Summary is a state in short.
+type Summary struct {
+	// Index and Term are those of the last entry applied.
+	Index, Term uint64
+	ClusterID   uint64
+	// LogTime is the log time after that entry, in nanoseconds.
+	LogTime                   int64
+	ApplyVersion              uint32
+	Revision, CompactRevision int64
+}
+
 // Export is the state of a Machine beside its key space after one entry: the whole of what is small, and of leases and
 // request ids what changed. It is taken in one step and encoded later: what it holds is never modified.
 type Export struct {
-	// Index and Term are those of the entry.
-	Index, Term               uint64
-	ClusterID                 uint64
-	ApplyVersion              uint32
-	Revision, CompactRevision int64
+	Summary
 
 	state    exportedState
 	leases   []exportedLease
@@ -98,9 +105,35 @@ type exportedRequest struct {
 func (m *Machine) Export(requestsAbove uint64, leases []int64) *Export {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+	x := m.export(requestsAbove)
+	for _, id := range leases {
+		info, exists := m.leases.Info(id)
+		x.leases = append(x.leases, exportedLease{id, info, exists})
+	}
+	return x
+}
+
+// ExportAll is Export of all leases, by id, and of all request ids.
+func (m *Machine) ExportAll() *Export {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	x := m.export(0)
+	all := m.leases.All()
+	x.leases = make([]exportedLease, len(all))
+	for i, info := range all {
+		x.leases[i] = exportedLease{info.ID, info, true}
+	}
+	return x
+}
+
+// export takes all but the leases.
+func (m *Machine) export(requestsAbove uint64) *Export {
 	x := &Export{
-		Index: m.index, Term: m.term, ClusterID: m.clusterID, ApplyVersion: m.applyVersion,
-		Revision: m.revision, CompactRevision: m.compacted, RequestCount: m.requests.len(),
+		Summary: Summary{
+			Index: m.index, Term: m.term, ClusterID: m.clusterID, ApplyVersion: m.applyVersion, LogTime: m.logTime,
+			Revision: m.revision, CompactRevision: m.compacted,
+		},
+		RequestCount: m.requests.len(),
 		state: exportedState{
 			Version: ExportVersion, Index: m.index, Term: m.term, LogTime: m.logTime, ClusterID: m.clusterID,
 			Revision: m.revision, Compacted: m.compacted, ApplyVersion: m.applyVersion, Settings: m.settings,
@@ -119,10 +152,6 @@ func (m *Machine) Export(requestsAbove uint64, leases []int64) *Export {
 			row.Session = new(f.open.SessionInfo)
 		}
 		x.state.Frontends = append(x.state.Frontends, row)
-	}
-	for _, id := range leases {
-		info, exists := m.leases.Info(id)
-		x.leases = append(x.leases, exportedLease{id, info, exists})
 	}
 	queue := m.requests.queue[m.requests.first:]
 	newer := len(queue)

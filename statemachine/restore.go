@@ -80,6 +80,15 @@ func (r *Restorer) sessions() error {
 // Index is that of the entry that the machine will be the state after.
 func (r *Restorer) Index() uint64 { return r.state.Index }
 
+// Summary returns the state in short.
+func (r *Restorer) Summary() Summary {
+	s := &r.state
+	return Summary{
+		Index: s.Index, Term: s.Term, ClusterID: s.ClusterID, LogTime: s.LogTime, ApplyVersion: s.ApplyVersion,
+		Revision: s.Revision, CompactRevision: s.Compacted,
+	}
+}
+
 // CompactRevision is where history begins: below it only the keys that existed then have a version, and only where
 // nothing changed them at it.
 func (r *Restorer) CompactRevision() int64 { return r.state.Compacted }
@@ -109,6 +118,9 @@ func (r *Restorer) RequestID(row []byte) error {
 	t.keep(record)
 	return nil
 }
+
+// Latest returns the newest version of key so far, if that is not a tombstone.
+func (r *Restorer) Latest(key []byte) (keyspace.Version, bool) { return r.machine.space.Latest(key) }
 
 // Version restores one version of a key. The error is keyspace.Space.Restore's.
 func (r *Restorer) Version(encoded []byte, sub int64) error {

@@ -1,0 +1,306 @@
+package checkpoint
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/image"
+	"github.com/logmirror/logmirror/statemachine/keyspace"
+	"github.com/logmirror/logmirror/statemachine/machinetest"
+)
+
+const testCluster, testEpoch = 9, 1
+
+// mirrored is a machine with an image, as a mirror has it.
+type mirrored struct {
+	*statemachine.Machine
+	options statemachine.Options
+	path    string
+	image   *image.Image
+}
+
+func (m *mirrored) open(t testing.TB) {
+	identity := image.Identity{ClusterID: testCluster, Epoch: testEpoch, FrontendID: 7}
+	im, machine, err := image.Open(image.Config{
+		Path: m.path, Identity: identity, StateMachine: m.options, Interval: time.Hour, NoSync: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if machine == nil {
+		machine = statemachine.New(m.options)
+	}
+	im.Start(machine, func() (image.Identity, bool) { return identity, true })
+	m.Machine, m.image = machine, im
+}
+
+func write(t testing.TB, m *statemachine.Machine) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	s := Pin(m, testEpoch)
+	defer s.Release()
+	if _, err := s.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func read(content []byte) (*statemachine.Machine, Counts, error) {
+	return readFrom(bytes.NewReader(content), statemachine.Options{})
+}
+
+func readFrom(from io.Reader, o statemachine.Options) (*statemachine.Machine, Counts, error) {
+	r, err := NewReader(from)
+	if err != nil {
+		return nil, Counts{}, err
+	}
+	return r.Restore(o, nil)
+}
+
+// TestCanonical: mirrors that replayed everything, that restarted from images, that were built from checkpoints, and that
+// remove what was compacted at different paces, write the same bytes at every index, and restore the same state.
+func TestCanonical(t *testing.T) {
+	for seed := range uint64(4) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		log := machinetest.NewLog(testCluster, seed)
+		replayed := statemachine.New(statemachine.Options{})
+		lazy := statemachine.New(statemachine.Options{CompactionBudget: 1})
+		restarted := &mirrored{options: statemachine.Options{CompactionBudget: 3}, path: filepath.Join(t.TempDir(), "image")}
+		restarted.open(t)
+		rebuilt := statemachine.New(statemachine.Options{})
+		for index := uint64(1); index <= 400; index++ {
+			e := log.Next()
+			machinetest.Apply(t, replayed, index, e)
+			machinetest.Apply(t, lazy, index, e)
+			restarted.image.Applied(machinetest.Apply(t, restarted.Machine, index, e))
+			machinetest.Apply(t, rebuilt, index, e)
+			for r.IntN(20) == 0 && replayed.Maintain() {
+				continue
+			}
+			if r.IntN(30) == 0 {
+				restarted.image.Close(true)
+				restarted.open(t)
+			}
+			if r.IntN(12) != 0 {
+				continue
+			}
+			want := write(t, replayed)
+			for name, other := range map[string]*statemachine.Machine{
+				"lazy": lazy, "restarted": restarted.Machine, "rebuilt": rebuilt,
+			} {
+				if got := write(t, other); !bytes.Equal(got, want) {
+					t.Fatalf("seed %d, index %d: the %s mirror's bytes differ", seed, index, name)
+				}
+			}
+			machine, counts, err := read(want)
+			if err != nil {
+				t.Fatalf("seed %d, index %d: %v", seed, index, err)
+			}
+			if machinetest.Dump(t, machine) != machinetest.Dump(t, replayed) {
+				t.Fatalf("seed %d, index %d: restored another state", seed, index)
+			}
+			if counts.Leases != uint64(replayed.LeaseCount()) {
+				t.Fatalf("counts %+v", counts)
+			}
+			rebuilt = machine
+		}
+		restarted.image.Close(false)
+	}
+}
+
+// TestGolden holds the bytes to those of the builds before: other bytes for the same state would need another format
+// version. Set
+// UPDATE_GOLDEN after a change of the format version.
+func TestGolden(t *testing.T) {
+	content := write(t, applied(t, 3, 250))
+	golden := filepath.Join("testdata", fmt.Sprintf("v%d.checkpoint", FormatVersion))
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(golden, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content, want) {
+		t.Fatalf("the bytes of a known state have changed: %x, were %x", sha256.Sum256(content), sha256.Sum256(want))
+	}
+	if _, _, err := read(want); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// applied is a machine after some entries of a random log.
+func applied(t testing.TB, seed uint64, entries int) *statemachine.Machine {
+	log, m := machinetest.NewLog(testCluster, seed), statemachine.New(statemachine.Options{})
+	for i := range entries {
+		machinetest.Apply(t, m, uint64(i+1), log.Next())
+	}
+	return m
+}
+
+// TestPinned: what is applied, compacted and removed after Pin does not show.
+func TestPinned(t *testing.T) {
+	log, m := machinetest.NewLog(testCluster, 4), statemachine.New(statemachine.Options{})
+	for index := uint64(1); index <= 300; index++ {
+		machinetest.Apply(t, m, index, log.Next())
+	}
+	want := write(t, m)
+	s := Pin(m, testEpoch)
+	go func() {
+		for index := uint64(301); index <= 900; index++ {
+			machinetest.Apply(t, m, index, log.Next())
+			m.Maintain()
+		}
+	}()
+	var got bytes.Buffer
+	if _, err := s.Write(&got); err != nil {
+		t.Fatal(err)
+	}
+	s.Release()
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Fatal("entries after the pin show")
+	}
+}
+
+func TestRottenMemory(t *testing.T) {
+	m := applied(t, 5, 200)
+	sn := m.Space().Acquire()
+	var rotten keyspace.Version
+	if err := sn.Range(nil, nil, 0, func(v keyspace.Version) bool { rotten = v; return len(v.Value) == 0 }); err != nil {
+		t.Fatal(err)
+	}
+	sn.Release()
+	rotten.Value[0] ^= 4
+	s := Pin(m, testEpoch)
+	defer s.Release()
+	if _, err := s.Write(io.Discard); !errors.Is(err, ErrRotten) {
+		t.Fatalf("a flipped bit gives %v", err)
+	}
+}
+
+// TestDamage flips bits and cuts: at every byte of the beginning and at the last, and at every seventh between.
+func TestDamage(t *testing.T) {
+	whole := write(t, applied(t, 6, 20))
+	refused := func(what string, at int, content []byte) {
+		t.Helper()
+		_, _, err := read(content)
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat) {
+			t.Fatalf("%s at %d of %d: %v", what, at, len(whole), err)
+		}
+	}
+	for at := range whole {
+		if at > 200 && at < len(whole)-100 && at%7 != 0 {
+			continue
+		}
+		refused("cut", at, whole[:at])
+		damaged := bytes.Clone(whole)
+		damaged[at] ^= 1 << (at % 8)
+		refused("bit flipped", at, damaged)
+	}
+	refused("a byte more", len(whole), append(bytes.Clone(whole), 0))
+	refused("twice", len(whole), append(bytes.Clone(whole), whole...))
+}
+
+// failing fails after some bytes.
+type failing struct{ left int }
+
+var errDisk = errors.New("disk")
+
+func (f *failing) Write(p []byte) (int, error) {
+	if f.left -= len(p); f.left < 0 {
+		return 0, errDisk
+	}
+	return len(p), nil
+}
+
+func TestErrorsOfTheStreamAreItsOwn(t *testing.T) {
+	m := applied(t, 7, 200)
+	size := len(write(t, m))
+	s := Pin(m, testEpoch)
+	defer s.Release()
+	for left := 0; left < size; left += 1009 {
+		if _, err := s.Write(&failing{left}); !errors.Is(err, errDisk) {
+			t.Fatalf("after %d bytes: %v", left, err)
+		}
+	}
+	_, _, err := readFrom(io.MultiReader(bytes.NewReader(write(t, m)[:1000]), brokenReader{}), statemachine.Options{})
+	if !errors.Is(err, errDisk) || errors.Is(err, ErrCorrupt) {
+		t.Fatalf("a stream that fails is taken for damage: %v", err)
+	}
+}
+
+type brokenReader struct{}
+
+func (brokenReader) Read([]byte) (int, error) { return 0, errDisk }
+
+// FuzzRead: whatever bytes come, with checksums that are right, an error or a state that can be written again.
+func FuzzRead(f *testing.F) {
+	for seed := range uint64(4) {
+		f.Add(write(f, applied(f, seed, 30)))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		for _, c := range [][]byte{content, resealed(content)} {
+			m, _, err := read(c)
+			if err != nil {
+				continue
+			}
+			again := write(t, m)
+			if _, _, err := read(again); err != nil {
+				t.Fatalf("what was read cannot be read again: %v", err)
+			}
+		}
+	})
+}
+
+// BenchmarkPin measures what holds up the apply path, with 1,000,000 keys.
+func BenchmarkPin(b *testing.B) {
+	m := large(b, 1_000_000)
+	for b.Loop() {
+		Pin(m, testEpoch).Release()
+	}
+}
+
+// BenchmarkWrite and BenchmarkRestore are of 200,000 keys of 256 bytes.
+func BenchmarkWrite(b *testing.B) {
+	m := large(b, 200_000)
+	size := len(write(b, m))
+	b.SetBytes(int64(size))
+	for b.Loop() {
+		s := Pin(m, testEpoch)
+		if _, err := s.Write(io.Discard); err != nil {
+			b.Fatal(err)
+		}
+		s.Release()
+	}
+}
+
+func BenchmarkRestore(b *testing.B) {
+	content := write(b, large(b, 200_000))
+	b.SetBytes(int64(len(content)))
+	for b.Loop() {
+		if _, _, err := read(content); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func large(b *testing.B, keys int) *statemachine.Machine {
+	m := statemachine.New(statemachine.Options{})
+	for i, e := range machinetest.Puts(testCluster, keys, 1) {
+		if _, err := m.Apply(uint64(i+1), 1, e.Kind, e, false); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return m
+}
