@@ -57,6 +57,8 @@ type Config struct {
 	Rounds int
 	// RoundTimeout is how long one member has to answer a read round, beyond its round trip. 1 s.
 	RoundTimeout time.Duration
+	// TransferTimeout is how long the transfer of a checkpoint may stand still before it is taken up elsewhere. 30 s.
+	TransferTimeout time.Duration
 	// MessageBytesMax bounds one received message. 32 MiB.
 	MessageBytesMax int
 
@@ -94,6 +96,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.AppendQueueBytes, 64<<20)
 	setDefault(&c.Rounds, 256)
 	setDefault(&c.RoundTimeout, time.Second)
+	setDefault(&c.TransferTimeout, 30*time.Second)
 	setDefault(&c.MessageBytesMax, 32<<20)
 	return c, nil
 }

@@ -15,7 +15,10 @@
 // ReadRound returns an index at or above every write that was acknowledged anywhere before ReadRound was called. It is
 // asked again, under a fresh id, at another member when one fails.
 //
-// All three use one member at a time: the nearest by measured round trips among those that work. A member that is
+// UploadCheckpoint and DownloadCheckpoint carry the bytes of a checkpoint to a member and from the nearest one that holds
+// it; a transfer that breaks goes on where it ended, also at another member. Whoever downloads checks what came.
+//
+// The first three use one member at a time: the nearest by measured round trips among those that work. A member that is
 // silent, fails a stream, lags behind what others have published, or has lost its leader while others have one, is left
 // for the next; a nearer one is returned to once it has been well for a while. The member list is learned from
 // the log itself and kept in a file, so that a restart finds a log whose first members are gone.

@@ -17,6 +17,10 @@ var (
 	ErrUnreachable = errors.New("no log member is reachable")
 	// ErrTooManyRounds says that the bound on read rounds under way is reached.
 	ErrTooManyRounds = errors.New("too many read rounds under way")
+	// ErrCheckpointUnwanted says that the log does not want a checkpoint, or not this one.
+	ErrCheckpointUnwanted = errors.New("the log does not want this checkpoint")
+	// ErrNoCheckpoint says that no reachable member holds a sealed checkpoint.
+	ErrNoCheckpoint = errors.New("no log member holds a checkpoint")
 	// ErrClosed says that the client, tail or appender was closed.
 	ErrClosed = errors.New("log client is closed")
 )

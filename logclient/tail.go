@@ -136,7 +136,8 @@ func (t *Tail) ended(address string, err error) error {
 		c.mu.Lock()
 		untried := false
 		for _, m := range c.tracker.members {
-			untried = untried || (m.listed && m.refused == nil && !t.trimmed[m.address])
+			// One that does not answer may never come back: the wanted entry is not waited for.
+			untried = untried || (m.listed && m.refused == nil && m.probeFailures < goneAfterProbes && !t.trimmed[m.address])
 		}
 		c.mu.Unlock()
 		if !untried {
@@ -145,6 +146,9 @@ func (t *Tail) ended(address string, err error) error {
 	}
 	return c.streamFailed(address, err)
 }
+
+// goneAfterProbes is how many probes in a row a member leaves unanswered before nobody waits for the entries it may hold.
+const goneAfterProbes = 3
 
 // silentBytesMax is what a connection may carry in one period of silence beside the tail: answers to probes and rounds.
 const silentBytesMax = 16 << 10

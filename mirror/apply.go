@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
 )
@@ -53,6 +54,9 @@ func (a *applier) apply(entry *logclient.Entry) error {
 	applied, err := a.machine.Apply(entry.Index, entry.Term, entry.Kind, entry.Envelope, a.translator.owns(entry))
 	if err != nil {
 		return fmt.Errorf("entry %d cannot be applied: %w", entry.Index, err)
+	}
+	if entry.Kind == logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST {
+		a.checkpoints.requested(entry, applied, a.translator.session)
 	}
 	a.logTime = applied.LogTime
 	for _, observer := range a.observers {

@@ -69,6 +69,14 @@ type Config struct {
 	AgeInterval time.Duration
 	// Waiters bounds the calls that wait for an index, a revision or a read round. 65,536.
 	Waiters int
+	// ReadyAgeMax is how old the state may be at most when the mirror first says that it is ready. 10 s.
+	ReadyAgeMax time.Duration
+	// CheckpointBytesPerSecond bounds how fast a checkpoint is made, and uploaded: it is background work. 32 MiB.
+	CheckpointBytesPerSecond int
+	// BootstrapBytesPerSecond bounds how fast a checkpoint is downloaded: the member serves others too. 64 MiB.
+	BootstrapBytesPerSecond int
+	// CheckpointTimeout bounds the making and uploading of one. 30 min.
+	CheckpointTimeout time.Duration
 	// TickSpread is the span over which frontends spread the entries that carry nothing but time. 500 ms.
 	TickSpread time.Duration
 
@@ -112,6 +120,10 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.ReadRoundTimeout, 5*time.Second)
 	setDefault(&c.AgeInterval, time.Second)
 	setDefault(&c.Waiters, 65536)
+	setDefault(&c.ReadyAgeMax, 10*time.Second)
+	setDefault(&c.CheckpointBytesPerSecond, 32<<20)
+	setDefault(&c.BootstrapBytesPerSecond, 64<<20)
+	setDefault(&c.CheckpointTimeout, 30*time.Minute)
 	setDefault(&c.TickSpread, 500*time.Millisecond)
 	return c, nil
 }

@@ -10,17 +10,21 @@ import (
 // imageFile holds the durable copy of the state machine, beside the frontend's identity.
 const imageFile = "image"
 
+// imageConfig says where the image of the frontend of this data directory is.
+func (c *Config) imageConfig(directory *dataDirectory) image.Config {
+	config, record := c.Image, &directory.record
+	config.Path = filepath.Join(directory.path, imageFile)
+	config.Identity = image.Identity{ClusterID: record.ClusterID, Epoch: record.Epoch, FrontendID: record.FrontendID}
+	config.StateMachine = c.StateMachine
+	if config.Logger == nil {
+		config.Logger = c.Logger
+	}
+	return config
+}
+
 // openImage makes the state machine: the one that the image holds or, where there is none that can be used, a new one.
 func (m *Mirror) openImage() error {
-	config := m.config.Image
-	config.Path = filepath.Join(m.directory.path, imageFile)
-	config.Identity = image.Identity{
-		ClusterID: m.directory.record.ClusterID, Epoch: m.directory.record.Epoch, FrontendID: m.directory.record.FrontendID,
-	}
-	config.StateMachine = m.config.StateMachine
-	if config.Logger == nil {
-		config.Logger = m.config.Logger
-	}
+	config := m.config.imageConfig(m.directory)
 	began := m.config.Clock()
 	opened, machine, err := image.Open(config)
 	if err != nil {

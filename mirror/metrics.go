@@ -3,13 +3,15 @@ package mirror
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	proposals       prometheus.Counter
-	resends         *prometheus.CounterVec
-	rejections      *prometheus.CounterVec
-	ticks           prometheus.Counter
-	batchCommands   prometheus.Histogram
-	commitSeconds   prometheus.Histogram
-	readersPerRound prometheus.Histogram
+	proposals            prometheus.Counter
+	resends              *prometheus.CounterVec
+	rejections           *prometheus.CounterVec
+	ticks                prometheus.Counter
+	batchCommands        prometheus.Histogram
+	commitSeconds        prometheus.Histogram
+	readersPerRound      prometheus.Histogram
+	checkpoints          *prometheus.CounterVec
+	checkpointPinSeconds prometheus.Histogram
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -39,11 +41,19 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
 		}),
 	}
+	m.checkpoints = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "logmirror_mirror_checkpoints_total", Help: "Checkpoints that the log asked this frontend for, by outcome.",
+	}, []string{"outcome"})
+	m.checkpointPinSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "logmirror_mirror_checkpoint_pin_seconds", Help: "Time for which pinning the state for a checkpoint held up apply.",
+		Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
+	})
 	if registerer == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
 		m.proposals, m.resends, m.rejections, m.ticks, m.batchCommands, m.commitSeconds, m.readersPerRound,
+		m.checkpoints, m.checkpointPinSeconds,
 	} {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
@@ -69,6 +79,9 @@ func (*metrics) observe(m *Mirror, registerer prometheus.Registerer) error {
 				return 1
 			}
 			return 0
+		}},
+		{"logmirror_mirror_checkpoint_building_bytes", "Bytes written of the checkpoint that is being made; 0 while none is.", func() float64 {
+			return float64(m.CheckpointBuild().Bytes)
 		}},
 		{"logmirror_mirror_revision", "Revision of the key space.", func() float64 { return float64(m.revisions.reached.Load()) }},
 		{"logmirror_mirror_age_seconds", "Bound on how old the state is; -1 while unknown.", func() float64 {

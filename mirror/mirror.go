@@ -34,9 +34,11 @@ type Mirror struct {
 	observers []Observer
 	metrics   *metrics
 	session   *sessions
-	rounds    *rounds
-	ticks     *ticks
-	syncs     *syncs
+	// checkpoints belongs to the goroutine that applies.
+	checkpoints *checkpoints
+	rounds      *rounds
+	ticks       *ticks
+	syncs       *syncs
 
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
@@ -68,26 +70,10 @@ func Start(config Config) (*Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	logConfig := config.Log
-	logConfig.Name, logConfig.Region = config.Name, config.Region
-	logConfig.FrontendID = directory.record.FrontendID
-	logConfig.ClusterID, logConfig.Epoch = directory.record.ClusterID, directory.record.Epoch
-	if logConfig.MembersFile == "" {
-		logConfig.MembersFile = filepath.Join(config.DataDir, membersFile)
-	}
-	if logConfig.Logger == nil {
-		logConfig.Logger = config.Logger
-	}
-	client, err := logclient.Open(logConfig)
-	if err != nil {
-		directory.close()
-		return nil, err
-	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &Mirror{
 		config:    config,
 		directory: directory,
-		client:    client,
 		metrics:   metrics,
 		ctx:       ctx,
 		cancel:    cancel,
@@ -97,11 +83,18 @@ func Start(config Config) (*Mirror, error) {
 	m.indexes.max, m.revisions.max = config.Waiters, config.Waiters
 	if err := m.openImage(); err != nil {
 		cancel(err)
-		client.Close()
+		directory.close()
+		return nil, err
+	}
+	// The image may know the log that the frontend has met before it opened its first session there.
+	if m.client, err = logclient.Open(logConfig(&config, directory, m.image.Identity())); err != nil {
+		cancel(err)
+		m.image.Close(false)
 		directory.close()
 		return nil, err
 	}
 	m.session = newSessions(m)
+	m.checkpoints = newCheckpoints(m)
 	m.rounds = newRounds(m)
 	m.ticks = newTicks(m)
 	m.syncs = newSyncs(m)
@@ -111,7 +104,7 @@ func Start(config Config) (*Mirror, error) {
 	if err := metrics.observe(m, config.Registerer); err != nil {
 		cancel(err)
 		m.image.Close(false)
-		client.Close()
+		m.client.Close()
 		directory.close()
 		return nil, err
 	}
@@ -124,6 +117,23 @@ func Start(config Config) (*Mirror, error) {
 	m.goroutines.Go(m.watchClient)
 	go m.end()
 	return m, nil
+}
+
+// logConfig says how this frontend reaches its log: the one that its identity names, else that of its image.
+func logConfig(config *Config, directory *dataDirectory, known image.Identity) logclient.Config {
+	c, record := config.Log, &directory.record
+	c.Name, c.Region, c.FrontendID = config.Name, config.Region, record.FrontendID
+	c.ClusterID, c.Epoch = record.ClusterID, record.Epoch
+	if c.ClusterID == 0 {
+		c.ClusterID, c.Epoch = known.ClusterID, known.Epoch
+	}
+	if c.MembersFile == "" {
+		c.MembersFile = filepath.Join(config.DataDir, membersFile)
+	}
+	if c.Logger == nil {
+		c.Logger = config.Logger
+	}
+	return c
 }
 
 // Stop ends the mirror, commits what was applied to the image, and waits for its goroutines. Calls that wait get ErrStopped, as ErrNotApplied or ErrUnknown where

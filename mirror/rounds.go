@@ -90,6 +90,8 @@ type rounds struct {
 	// freshest is the latest start of a round whose index is applied.
 	freshest time.Duration
 	known    bool
+	// ready: at some time since the start the state was known to be fresh enough to serve.
+	ready bool
 }
 
 type answeredRound struct {
@@ -216,12 +218,13 @@ func (r *rounds) applied(index uint64) {
 			continue
 		}
 		r.freshest = max(r.freshest, a.began)
-		if !r.known {
-			r.known = true
-			close(r.mirror.ready)
-		}
+		r.known = true
 	}
 	r.answered = kept
+	if r.known && !r.ready && r.mirror.config.Clock()-r.freshest <= r.mirror.config.ReadyAgeMax {
+		r.ready = true
+		close(r.mirror.ready)
+	}
 }
 
 func (r *rounds) age() (time.Duration, bool) {

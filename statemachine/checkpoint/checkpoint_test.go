@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/image"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
@@ -28,19 +29,52 @@ type mirrored struct {
 	image   *image.Image
 }
 
+var testIdentity = image.Identity{ClusterID: testCluster, Epoch: testEpoch, FrontendID: 7}
+
+func (m *mirrored) config() image.Config {
+	return image.Config{Path: m.path, Identity: testIdentity, StateMachine: m.options, Interval: time.Hour, NoSync: true}
+}
+
 func (m *mirrored) open(t testing.TB) {
-	identity := image.Identity{ClusterID: testCluster, Epoch: testEpoch, FrontendID: 7}
-	im, machine, err := image.Open(image.Config{
-		Path: m.path, Identity: identity, StateMachine: m.options, Interval: time.Hour, NoSync: true,
-	})
+	t.Helper()
+	im, machine, err := image.Open(m.config())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if machine == nil {
 		machine = statemachine.New(m.options)
 	}
-	im.Start(machine, func() (image.Identity, bool) { return identity, true })
+	im.Start(machine, func() (image.Identity, bool) { return testIdentity, true })
 	m.Machine, m.image = machine, im
+}
+
+func (m *mirrored) apply(t testing.TB, index uint64, e *logv1.Envelope) {
+	m.image.Applied(machinetest.Apply(t, m.Machine, index, e))
+}
+
+// rebuild puts an image made from a checkpoint in the place of the present one.
+func (m *mirrored) rebuild(t testing.TB, content []byte) {
+	t.Helper()
+	m.image.Close(false)
+	r, err := NewReader(bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := image.NewBuilder(m.config(), r.Header().CompactRevision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, _, err := r.Restore(m.options, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Finish(machine.ExportAll()); err != nil {
+		t.Fatal(err)
+	}
+	m.open(t)
+	if m.Index() != machine.Index() {
+		t.Fatalf("the image that was built gives index %d, it was of %d", m.Index(), machine.Index())
+	}
 }
 
 func write(t testing.TB, m *statemachine.Machine) []byte {
@@ -76,13 +110,14 @@ func TestCanonical(t *testing.T) {
 		lazy := statemachine.New(statemachine.Options{CompactionBudget: 1})
 		restarted := &mirrored{options: statemachine.Options{CompactionBudget: 3}, path: filepath.Join(t.TempDir(), "image")}
 		restarted.open(t)
-		rebuilt := statemachine.New(statemachine.Options{})
+		rebuilt := &mirrored{path: filepath.Join(t.TempDir(), "image")}
+		rebuilt.open(t)
 		for index := uint64(1); index <= 400; index++ {
 			e := log.Next()
 			machinetest.Apply(t, replayed, index, e)
 			machinetest.Apply(t, lazy, index, e)
-			restarted.image.Applied(machinetest.Apply(t, restarted.Machine, index, e))
-			machinetest.Apply(t, rebuilt, index, e)
+			restarted.apply(t, index, e)
+			rebuilt.apply(t, index, e)
 			for r.IntN(20) == 0 && replayed.Maintain() {
 				continue
 			}
@@ -95,7 +130,7 @@ func TestCanonical(t *testing.T) {
 			}
 			want := write(t, replayed)
 			for name, other := range map[string]*statemachine.Machine{
-				"lazy": lazy, "restarted": restarted.Machine, "rebuilt": rebuilt,
+				"lazy": lazy, "restarted": restarted.Machine, "rebuilt": rebuilt.Machine,
 			} {
 				if got := write(t, other); !bytes.Equal(got, want) {
 					t.Fatalf("seed %d, index %d: the %s mirror's bytes differ", seed, index, name)
@@ -111,9 +146,18 @@ func TestCanonical(t *testing.T) {
 			if counts.Leases != uint64(replayed.LeaseCount()) {
 				t.Fatalf("counts %+v", counts)
 			}
-			rebuilt = machine
+			if rebuilt.image.Abandoned() || restarted.image.Abandoned() {
+				t.Fatalf("seed %d, index %d: an image was given up", seed, index)
+			}
+			if r.IntN(3) == 0 {
+				rebuilt.rebuild(t, want)
+			} else {
+				rebuilt.image.Close(true)
+				rebuilt.open(t)
+			}
 		}
 		restarted.image.Close(false)
+		rebuilt.image.Close(false)
 	}
 }
 
@@ -244,7 +288,7 @@ type brokenReader struct{}
 
 func (brokenReader) Read([]byte) (int, error) { return 0, errDisk }
 
-// FuzzRead: whatever bytes come, with checksums that are right, an error or a state that can be written again.
+// FuzzRead (best with -fuzzminimizetime 5x: the inputs are large): whatever bytes come, with checksums that are right, an error or a state that can be written again.
 func FuzzRead(f *testing.F) {
 	for seed := range uint64(4) {
 		f.Add(write(f, applied(f, seed, 30)))

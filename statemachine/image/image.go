@@ -19,7 +19,8 @@ import (
 type Config struct {
 	// Path is the file. What cannot be used is moved to Path + ".bad".
 	Path string
-	// Identity is whose image it may be. One that cannot be told yet is zero: then no file fits.
+	// Identity is whose image it may be. Cluster and epoch are zero where they cannot be told yet: then a file of this
+	// frontend fits, and Image.Identity tells what it is of.
 	Identity Identity
 	// StateMachine is handed to the machine that is restored.
 	StateMachine statemachine.Options
@@ -65,6 +66,7 @@ func (c Config) withDefaults() Config {
 type Image struct {
 	config    Config
 	db        *bbolt.DB
+	opened    Identity
 	committed atomic.Uint64
 	abandoned atomic.Bool
 
@@ -103,6 +105,9 @@ type pendingVersion struct {
 // the log. An error means that there can be no image at this path.
 func Open(c Config) (*Image, *statemachine.Machine, error) {
 	c = c.withDefaults()
+	if err := removeStaging(c.Path); err != nil {
+		return nil, nil, err
+	}
 	im := &Image{config: c, leases: make(map[int64]struct{}), pending: &commit{}}
 	machine, err := im.restore()
 	if err != nil {
@@ -150,6 +155,7 @@ func (im *Image) restore() (*statemachine.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	im.opened = im.head.Identity
 	im.committed.Store(im.head.Index)
 	return machine, nil
 }
@@ -188,6 +194,9 @@ func (im *Image) Start(machine *statemachine.Machine, identity func() (Identity,
 	im.stopped = make(chan struct{})
 	go im.write()
 }
+
+// Identity tells whose image was opened; zero where there was none.
+func (im *Image) Identity() Identity { return im.opened }
 
 // CommittedIndex is the entry that the file is the state after; zero for none.
 func (im *Image) CommittedIndex() uint64 { return im.committed.Load() }

@@ -165,7 +165,7 @@ func TestDamage(t *testing.T) {
 func TestForeignAndMissing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
 	states := written(t, path, machinetest.NewLog(testIdentity.ClusterID, 11), 50)
-	for _, other := range []Identity{{}, {9, 2, 7}, {8, 1, 7}, {9, 1, 8}} {
+	for _, other := range []Identity{{}, {0, 0, 8}, {9, 2, 7}, {8, 1, 7}, {9, 1, 8}} {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

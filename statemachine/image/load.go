@@ -32,7 +32,7 @@ func load(db *bbolt.DB, identity Identity, options statemachine.Options) (*state
 	if h == nil || err != nil {
 		return nil, nil, err
 	}
-	if h.Identity != identity {
+	if !h.Identity.fits(identity) {
 		return nil, nil, fmt.Errorf("%w: it is of %+v, this is %+v", ErrForeign, h.Identity, identity)
 	}
 	for _, name := range [][]byte{bucketVersions, bucketLeases, bucketRequests} {

@@ -36,6 +36,14 @@ type Identity struct {
 	ClusterID, Epoch, FrontendID uint64
 }
 
+// fits tells whether an image of this identity may be used by a frontend that knows as much of itself as in known.
+func (i Identity) fits(known Identity) bool {
+	if known.ClusterID == 0 && known.Epoch == 0 {
+		return i.FrontendID == known.FrontendID
+	}
+	return i == known
+}
+
 // head is what binds the rows together.
 type head struct {
 	Format      int

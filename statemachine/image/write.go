@@ -47,12 +47,8 @@ func (h *head) compactionDone() bool {
 func (im *Image) commit(c *commit) error {
 	h := im.head
 	err := im.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVersions, bucketLeases, bucketRequests, bucketMeta} {
-			bucket, err := tx.CreateBucketIfNotExists(name)
-			if err != nil {
-				return err
-			}
-			bucket.FillPercent = fillPercent
+		if err := createBuckets(tx); err != nil {
+			return err
 		}
 		if c != nil {
 			if err := h.write(tx, c); err != nil {
@@ -72,6 +68,17 @@ func (im *Image) commit(c *commit) error {
 	return nil
 }
 
+func createBuckets(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketVersions, bucketLeases, bucketRequests, bucketMeta} {
+		bucket, err := tx.CreateBucketIfNotExists(name)
+		if err != nil {
+			return err
+		}
+		bucket.FillPercent = fillPercent
+	}
+	return nil
+}
+
 // write brings the rows of a commit.
 func (h *head) write(tx *bbolt.Tx, c *commit) error {
 	x := c.export
@@ -80,15 +87,8 @@ func (h *head) write(tx *bbolt.Tx, c *commit) error {
 	}
 	h.Format, h.Identity = formatVersion, c.identity
 	h.Index, h.Term, h.CompactRevision = x.Index, x.Term, x.CompactRevision
-	versions := tx.Bucket(bucketVersions)
-	for i := range c.versions {
-		v := &c.versions[i]
-		key := v.at.appendTo(make([]byte, 0, revisionBytes))
-		value := seal(key, v.row.appendTo(make([]byte, 0, v.row.bytes())))
-		if err := versions.Put(key, value); err != nil {
-			return err
-		}
-		h.Versions.add(key, value)
+	if err := h.writeVersions(tx, c.versions); err != nil {
+		return err
 	}
 	if err := h.writeTables(tx, c); err != nil {
 		return err
@@ -98,6 +98,20 @@ func (h *head) write(tx *bbolt.Tx, c *commit) error {
 		return err
 	}
 	return tx.Bucket(bucketMeta).Put(keyState, seal(keyState, state))
+}
+
+func (h *head) writeVersions(tx *bbolt.Tx, rows []pendingVersion) error {
+	versions := tx.Bucket(bucketVersions)
+	for i := range rows {
+		v := &rows[i]
+		key := v.at.appendTo(make([]byte, 0, revisionBytes))
+		value := seal(key, v.row.appendTo(make([]byte, 0, v.row.bytes())))
+		if err := versions.Put(key, value); err != nil {
+			return err
+		}
+		h.Versions.add(key, value)
+	}
+	return nil
 }
 
 func (h *head) writeTables(tx *bbolt.Tx, c *commit) error {
