@@ -71,7 +71,7 @@ func TestAnswersAreByteForByteThoseOfTheGeneratedCode(t *testing.T) {
 		if r.Events != nil {
 			want.Events = []*kvv1.Event{event}
 		}
-		sameBytes(t, &watchAnswer{header: h, Response: r}, want)
+		sameBytes(t, &watchAnswer{header: h, Response: &r}, want)
 	}
 }
 

@@ -36,6 +36,7 @@ import (
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/frontend/delivery"
 	"github.com/logmirror/logmirror/frontend/etcd"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
@@ -101,6 +102,7 @@ type Server struct {
 	mirror *mirror.Mirror
 	region *serving.Region
 	hub    *watch.Hub
+	sender delivery.Sender
 	keeper *keeper.Keeper
 	ids    *idgen.Generator
 	owners *owners
@@ -216,14 +218,14 @@ func (s *Server) newGRPC() *grpc.Server {
 	server := grpc.NewServer(options...)
 	held := leases{s.keeper}
 	server.RegisterService(kvServiceDesc(), &kvServer{region: s.region})
-	kvv1.RegisterWatchServiceServer(server, &watchServer{region: s.region, hub: s.hub})
+	kvv1.RegisterWatchServiceServer(server, &watchServer{region: s.region, hub: s.hub, sender: &s.sender})
 	kvv1.RegisterLeaseServiceServer(server, &leaseServer{region: s.region, leases: held})
 	kvv1.RegisterIdServiceServer(server, &idServer{region: s.region, ids: s.ids})
 	kvv1.RegisterClusterServiceServer(server, &clusterServer{server: s})
 	kvv1.RegisterAdminServiceServer(server, &adminServer{region: s.region})
 	healthv1.RegisterHealthServer(server, s.health)
 	etcd.Register(server, etcd.Config{
-		Region: s.region, Hub: s.hub, Leases: held,
+		Region: s.region, Hub: s.hub, Sender: &s.sender, Leases: held,
 		LogStatus: s.etcdLogStatus, LogReachable: s.logReachable, Logger: s.logger,
 	})
 	return server

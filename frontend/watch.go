@@ -1,15 +1,15 @@
 package frontend
 
 import (
-	"context"
 	"errors"
-	"io"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/frontend/delivery"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
 	"github.com/logmirror/logmirror/watch"
@@ -19,70 +19,46 @@ type watchServer struct {
 	kvv1.UnimplementedWatchServiceServer
 	region *serving.Region
 	hub    *watch.Hub
+	sender *delivery.Sender
 }
 
-// Watch has two halves: requests are read here, one at a time; responses are written by one goroutine, which is over
-// when Watch returns.
+// Watch reads requests one at a time; responses are written by the sender.
 func (s *watchServer) Watch(stream kvv1.WatchService_WatchServer) error {
 	if err := s.region.CheckReady(); err != nil {
 		return failure(err)
 	}
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	watches := s.hub.NewStream(watch.StreamOptions{FragmentBytes: s.region.Limits().MaxRequestBytes})
-	defer watches.Close()
-
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		cancel(s.writeWatch(ctx, stream, watches))
-	}()
-	// A read blocks until the stream ends, which it only does when Watch returns: so reading has a goroutine of its own,
-	// which the return of Watch ends.
-	go func() {
-		if err := readWatch(ctx, stream, watches); err != nil {
-			cancel(err)
-		}
-	}()
-
-	<-ctx.Done()
-	watches.Close()
-	<-written
-	cause := context.Cause(ctx)
-	if errors.Is(cause, watch.ErrClosed) {
+	err := s.sender.Serve(stream, s.hub, delivery.Handler{
+		Request: requestWatch,
+		Encoder: delivery.EncoderFunc(func(r *watch.Response) wire.Message {
+			facts := s.region.Facts()
+			facts.Revision = r.Revision
+			return &watchAnswer{header: encodedHeader(facts), Response: r}
+		}),
+		FragmentBytes: s.region.Limits().MaxRequestBytes,
+	})
+	if errors.Is(err, watch.ErrClosed) {
 		return status.Error(codes.Unavailable, "this frontend is stopping; watch again from the last revision seen + 1")
 	}
-	return failure(cause)
+	return failure(err)
 }
 
-// readWatch carries requests to the hub until the stream ends. It returns nil when the client has no more requests; its
-// watches go on.
-func readWatch(ctx context.Context, stream kvv1.WatchService_WatchServer, watches *watch.Stream) error {
-	for {
-		// A client that does not read its answers is left to the transport's flow control.
-		if err := watches.Admit(ctx); err != nil {
-			return err
-		}
-		request, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch r := request.GetRequest().(type) {
-		case *kvv1.WatchRequest_Create_:
-			if err := createWatch(r.Create, watches); err != nil {
-				return err
-			}
-		case *kvv1.WatchRequest_Cancel_:
-			watches.Cancel(r.Cancel.GetWatchId())
-		case *kvv1.WatchRequest_Progress_:
-			watches.RequestProgress()
-		default:
-			return invalid("request", "must be one of create, cancel and progress")
-		}
+// requestWatch carries one request to the hub.
+func requestWatch(encoded []byte, watches *watch.Stream) error {
+	request := new(kvv1.WatchRequest)
+	if err := proto.Unmarshal(encoded, request); err != nil {
+		return status.Errorf(codes.Internal, "watch request cannot be decoded: %v", err)
 	}
+	switch r := request.GetRequest().(type) {
+	case *kvv1.WatchRequest_Create_:
+		return createWatch(r.Create, watches)
+	case *kvv1.WatchRequest_Cancel_:
+		watches.Cancel(r.Cancel.GetWatchId())
+	case *kvv1.WatchRequest_Progress_:
+		watches.RequestProgress()
+	default:
+		return invalid("request", "must be one of create, cancel and progress")
+	}
+	return nil
 }
 
 func createWatch(r *kvv1.WatchRequest_Create, watches *watch.Stream) error {
@@ -106,32 +82,10 @@ func createWatch(r *kvv1.WatchRequest_Create, watches *watch.Stream) error {
 	return nil // the stream tells the client
 }
 
-// writeWatch sends what the hub has for the stream, until either ends.
-func (s *watchServer) writeWatch(
-	ctx context.Context, stream kvv1.WatchService_WatchServer, watches *watch.Stream,
-) error {
-	var batch []watch.Response
-	for {
-		var err error
-		if batch, err = watches.NextAll(ctx, batch[:0]); err != nil {
-			return err
-		}
-		facts := s.region.Facts()
-		for i := range batch {
-			facts.Revision = batch[i].Revision
-			answer := &watchAnswer{header: encodedHeader(facts), Response: batch[i]}
-			if err := stream.SendMsg(answer); err != nil {
-				return err
-			}
-			batch[i] = watch.Response{}
-		}
-	}
-}
-
 // watchAnswer is a kvv1.WatchResponse whose events are encoded already.
 type watchAnswer struct {
 	header []byte
-	watch.Response
+	*watch.Response
 }
 
 const (

@@ -43,8 +43,8 @@
 //
 // # Who calls what
 //
-// Applied is for the goroutine that applies entries, in order. Each Stream has one goroutine that takes
-// responses (Next or NextAll) and one that makes requests (Watch, Cancel, RequestProgress, Refuse, Admit);
+// Applied is for the goroutine that applies entries, in order. Each Stream has one goroutine at a time
+// that takes responses (TakeAll) and one that makes requests (Watch, Cancel, RequestProgress, Refuse, Admit);
 // Close is for anyone. The hub has two goroutines of its own, which Close ends: one reads history, one sends
 // progress notifications.
 package watch

@@ -157,8 +157,10 @@ type watch struct {
 	group  *group
 	id     int64
 	// next is what the invariant in the package comment is about.
-	next    int64
-	at      int32
+	next int64
+	at   int32
+	// takenAt belongs to Stream.mu: the place among the responses taken together of the one that later events may join.
+	takenAt int32
 	state   state
 	options options
 	// behind tells in which heap of the sweep a queued watch is.
@@ -211,6 +213,9 @@ func (h *Hub) Close() {
 	h.stopped.Wait()
 	h.metrics.unregister(h.config.Registerer)
 }
+
+// Done is closed when the hub is being closed and its streams have ended.
+func (h *Hub) Done() <-chan struct{} { return h.stop }
 
 // apply is Applied's step: it hands the events of one entry to the live watches.
 func (h *Hub) apply(events []statemachine.Event, revision int64) {
@@ -381,7 +386,7 @@ func (h *Hub) touch(s *Stream) {
 func (h *Hub) wakeTouched() {
 	for i, s := range h.touched {
 		s.touched = false
-		s.signal()
+		s.ready()
 		h.touched[i] = nil
 	}
 	h.touched = h.touched[:0]

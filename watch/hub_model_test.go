@@ -328,7 +328,7 @@ func TestWatchesSeeEverythingOnce(t *testing.T) {
 		})
 		for range 2 {
 			m.streams = append(m.streams, &modelStream{
-				stream: m.hub.NewStream(StreamOptions{FragmentBytes: 150}), watches: make(map[int64]*modelWatch),
+				stream: open(m.hub, StreamOptions{FragmentBytes: 150}), watches: make(map[int64]*modelWatch),
 			})
 		}
 		stream := func() *modelStream { return rapid.SampledFrom(m.streams).Draw(t, "stream") }
@@ -383,8 +383,8 @@ func ExampleHub() {
 	defer stream.Close()
 	_, _ = stream.Watch(Request{Key: []byte("k")})
 	hub.apply(space.write(change{"k", []byte("v")}), 2)
-	for range 2 {
-		r, _ := stream.Next(context.Background())
+	responses, _ := stream.TakeAll(nil)
+	for _, r := range responses {
 		fmt.Println(r.Created, r.Revision, len(r.Events))
 	}
 	// Output:

@@ -51,10 +51,18 @@ type Response struct {
 	// Events are encoded kv.v1.Event messages in order. They are shared with other streams: not to be modified,
 	// valid as long as they are referenced.
 	Events [][]byte
+
+	// watch and bytes are those of the events; merged tells that Events is not shared.
+	watch  *watch
+	bytes  int
+	merged bool
 }
 
 // StreamOptions of one stream.
 type StreamOptions struct {
+	// Ready is called whenever there is something to take or the stream has ended, also while it is being closed: from
+	// inside the hub's calls, so it must not block nor call the hub or the stream. Nil: nobody is told.
+	Ready func()
 	// FragmentBytes is the size from which a response of a watch that allows it is split; 1.5 MiB by default.
 	FragmentBytes int
 }
@@ -68,8 +76,7 @@ const responseOverhead = 128
 type Stream struct {
 	hub           *Hub
 	fragmentBytes int
-	// wake holds a token while there may be something to take or the stream has ended.
-	wake chan struct{}
+	ready         func()
 
 	// The following belong to Hub.mu.
 
@@ -116,14 +123,17 @@ func (h *Hub) NewStream(o StreamOptions) *Stream {
 		o.FragmentBytes = defaultFragmentBytes
 	}
 	s := &Stream{
-		hub: h, fragmentBytes: o.FragmentBytes, wake: make(chan struct{}, 1),
+		hub: h, fragmentBytes: o.FragmentBytes, ready: o.Ready,
 		maxResponses: h.config.StreamBufferResponses,
+	}
+	if s.ready == nil {
+		s.ready = func() {}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		s.ended, s.closed = true, true
-		s.signal()
+		s.ready()
 		return s
 	}
 	h.streams[s] = struct{}{}
@@ -347,7 +357,7 @@ func (h *Hub) endStream(s *Stream) {
 	s.queue, s.head, s.bytes, s.answers = nil, 0, 0, 0
 	admit := s.admit
 	s.mu.Unlock()
-	s.signal()
+	s.ready()
 	if admit != nil {
 		select {
 		case admit <- struct{}{}:
@@ -356,66 +366,51 @@ func (h *Hub) endStream(s *Stream) {
 	}
 }
 
-// Next waits for the next response. ErrClosed: the stream or the hub was closed.
-func (s *Stream) Next(ctx context.Context) (Response, error) {
-	for {
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			s.signal() // for the next call
-			return Response{}, ErrClosed
-		}
-		if s.head < len(s.queue) {
-			r := s.take()
-			s.finishTake()
-			return r, nil
-		}
+// TakeAll appends all responses there are to the buffer. ErrClosed: the stream or the hub was closed.
+//
+// What a reader left to wait costs it less: events of one watch come in one response as long as they fit into
+// Config.MaxResponseBytes, so that a reader which fell behind gets few large responses instead of many small ones.
+func (s *Stream) TakeAll(buffer []Response) ([]Response, error) {
+	s.mu.Lock()
+	if s.closed {
 		s.mu.Unlock()
-		if err := s.wait(ctx); err != nil {
-			return Response{}, err
+		return buffer, ErrClosed
+	}
+	first := len(buffer) // of those that later events may be put into
+	for s.head < len(s.queue) {
+		e := &s.queue[s.head]
+		switch {
+		case e.watch == nil:
+			buffer = append(buffer, s.take())
+			first = len(buffer) // nothing overtakes an answer or a notification
+		case s.merge(buffer, first, e):
+			s.drop(e)
+		default:
+			buffer = append(buffer, s.take())
 		}
 	}
+	s.finishTake()
+	return buffer, nil
 }
 
-// NextAll waits until there is a response, then appends all there are to the buffer. One wakeup brings
-// everything that one apply has for the stream.
-func (s *Stream) NextAll(ctx context.Context, buffer []Response) ([]Response, error) {
-	for {
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			s.signal()
-			return buffer, ErrClosed
-		}
-		if s.head < len(s.queue) {
-			for s.head < len(s.queue) {
-				buffer = append(buffer, s.take())
-			}
-			s.finishTake()
-			return buffer, nil
-		}
-		s.mu.Unlock()
-		if err := s.wait(ctx); err != nil {
-			return buffer, err
-		}
+// merge puts the events of an entry into the response of the same watch that was taken last, if there is one from first
+// on. The caller holds mu.
+func (s *Stream) merge(taken []Response, first int, e *entry) bool {
+	w := e.watch
+	at := int(w.takenAt)
+	if e.fragment || at < first || at >= len(taken) || taken[at].watch != w ||
+		taken[at].bytes+e.Response.bytes > s.hub.config.MaxResponseBytes {
+		w.takenAt = int32(len(taken))
+		return false
 	}
-}
-
-func (s *Stream) wait(ctx context.Context) error {
-	select {
-	case <-s.wake:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	r := &taken[at]
+	if !r.merged {
+		r.Events, r.merged = slices.Clip(r.Events), true
 	}
-}
-
-// signal lets a waiting reader look again.
-func (s *Stream) signal() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	r.Events = append(r.Events, e.Events...)
+	r.bytes += e.Response.bytes
+	r.Revision = e.Revision
+	return true
 }
 
 // take removes the first response, or its first fragment. The caller holds mu and knows that there is one.
@@ -429,13 +424,18 @@ func (s *Stream) take() Response {
 			return r
 		}
 	}
-	s.bytes -= e.bytes
 	if r.Created || r.Canceled {
 		s.answers--
 	}
+	s.drop(e)
+	return r
+}
+
+// drop takes the first entry out of the queue.
+func (s *Stream) drop(e *entry) {
+	s.bytes -= e.bytes
 	*e = entry{}
 	s.head++
-	return r
 }
 
 // fragmentLength returns how many events go into one fragment: at least one.
@@ -519,7 +519,7 @@ func (s *Stream) fitBuffer() {
 // room; the caller parks the watch in the same hold of Hub.mu. The caller wakes the reader with wakeTouched.
 func (s *Stream) pushEvents(w *watch, b bundle, through int64) bool {
 	e := entry{
-		Response: Response{WatchID: w.id, Revision: through, Events: b.events},
+		Response: Response{WatchID: w.id, Revision: through, Events: b.events, watch: w, bytes: b.bytes},
 		bytes:    responseOverhead + b.bytes + len(b.events)*8,
 		fragment: w.options&fragments != 0,
 	}

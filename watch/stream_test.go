@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -55,7 +56,7 @@ func (f *fixture) put(keys ...string) {
 }
 
 func (f *fixture) stream() *Stream {
-	s := f.hub.NewStream(StreamOptions{})
+	s := open(f.hub, StreamOptions{})
 	f.t.Cleanup(s.Close)
 	return s
 }
@@ -252,17 +253,62 @@ func TestWatchSemantics(t *testing.T) {
 		f.put("a")
 		expect(t, s, "0@2 created", "0@3 put a=3@3")
 	})
+	bubble("what waited is put together", t, Config{MaxResponseBytes: 100}, func(t *testing.T, f *fixture) {
+		s := f.stream()
+		mustWatch(t, s, Request{Key: []byte("a")})
+		mustWatch(t, s, Request{Key: []byte("a"), End: []byte("c")})
+		mustWatch(t, s, Request{Key: []byte("a"), Fragment: true})
+		takeAll := func() (got []string) {
+			all, err := s.TakeAll(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range all {
+				got = append(got, describe(t, r))
+			}
+			return got
+		}
+		takeAll()
+		f.put("a")
+		f.put("b")
+		f.put("a")
+		f.put("a")
+		s.Cancel(1)
+		f.put("a")
+		for range 10 {
+			f.put("a", "b")
+		}
+		got := takeAll()
+		want := []string{
+			// Events of 16 bytes. What comes behind the canceled response stays there.
+			"2@2 put a=2@2", "0@5 put a=2@2 put a=4@4 put a=5@5", "1@5 put a=2@2 put b=3@3 put a=4@4 put a=5@5",
+			"2@4 put a=4@4", "2@5 put a=5@5", "1@5 canceled",
+		}
+		if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
+			t.Fatalf("got  %q\nwant %q", got, want)
+		}
+		// Ten times two revisions, up to 100 bytes of events at once.
+		merged := 0
+		for _, r := range got[len(want):] {
+			if strings.HasPrefix(r, "0@") {
+				merged++
+			}
+		}
+		if merged != 2 {
+			t.Errorf("%d responses for the eleven last events of a watch: %q", merged, got)
+		}
+	})
 	bubble("one wakeup", t, Config{}, func(t *testing.T, f *fixture) {
 		s := f.stream()
 		for range 3 {
 			mustWatch(t, s, Request{Key: []byte("a"), End: []byte("b")})
 		}
-		all, _ := s.NextAll(t.Context(), nil)
+		all, _ := s.TakeAll(nil)
 		if len(all) != 3 {
 			t.Fatalf("%d responses", len(all))
 		}
 		f.put("a", "a1", "a2")
-		if all, _ = s.NextAll(t.Context(), all[:0]); len(all) != 3 || len(all[0].Events) != 3 {
+		if all, _ = s.TakeAll(all[:0]); len(all) != 3 || len(all[0].Events) != 3 {
 			t.Fatalf("%d responses", len(all))
 		}
 		if !sameEvents(all[0].Events, all[1].Events) || !sameEvents(all[0].Events, all[2].Events) {
@@ -279,7 +325,7 @@ func TestWatchSemantics(t *testing.T) {
 		s = f.stream()
 		f.hub.Close()
 		expect(t, s, ErrClosed.Error())
-		expect(t, f.hub.NewStream(StreamOptions{}), ErrClosed.Error())
+		expect(t, open(f.hub, StreamOptions{}), ErrClosed.Error())
 		f.put("a")
 	})
 }
@@ -287,7 +333,7 @@ func TestWatchSemantics(t *testing.T) {
 func TestFragments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Config{})
-		whole, split := f.stream(), f.hub.NewStream(StreamOptions{FragmentBytes: responseOverhead + 50})
+		whole, split := f.stream(), open(f.hub, StreamOptions{FragmentBytes: responseOverhead + 50})
 		t.Cleanup(split.Close)
 		mustWatch(t, whole, Request{Key: []byte("a"), End: []byte("b")})
 		mustWatch(t, split, Request{Key: []byte("a"), End: []byte("b"), Fragment: true})
@@ -450,7 +496,7 @@ func BenchmarkFanout(b *testing.B) {
 			var buffer []Response
 			read := func() {
 				for _, s := range all {
-					buffer, _ = s.NextAll(b.Context(), buffer[:0])
+					buffer, _ = s.TakeAll(buffer[:0])
 				}
 			}
 			read()
@@ -469,7 +515,7 @@ func BenchmarkFanout(b *testing.B) {
 func BenchmarkIdle(b *testing.B) {
 	const watches = 100_000
 	f := newFixture(b, Config{})
-	s := f.hub.NewStream(StreamOptions{})
+	s := open(f.hub, StreamOptions{})
 	defer s.Close()
 	var before, after runtime.MemStats
 	runtime.GC()

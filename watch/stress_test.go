@@ -22,7 +22,7 @@ func TestManyReadersAtOnce(t *testing.T) {
 	var readers sync.WaitGroup
 	for i := range 16 {
 		readers.Go(func() {
-			s := f.hub.NewStream(StreamOptions{})
+			s := open(f.hub, StreamOptions{})
 			defer s.Close()
 			other, err := s.Watch(Request{Key: []byte("other"), Progress: true})
 			if err != nil {

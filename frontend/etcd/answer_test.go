@@ -97,6 +97,7 @@ func TestWatchAnswerIsByteForByteThatOfEtcd(t *testing.T) {
 		if r.Events != nil {
 			want.Events = events
 		}
-		sameBytes(t, newWatchAnswer(facts, &r), want)
+		answer := newWatchAnswer(facts, &r)
+		sameBytes(t, &answer, want)
 	}
 }

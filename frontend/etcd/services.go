@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/logmirror/logmirror/frontend/delivery"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/watch"
@@ -34,6 +35,7 @@ type LogStatus struct {
 type Config struct {
 	Region *serving.Region
 	Hub    *watch.Hub
+	Sender *delivery.Sender
 	Leases Leases
 	// LogStatus asks the log how it is, within a bounded time.
 	LogStatus func(ctx context.Context) LogStatus
@@ -47,6 +49,7 @@ type Config struct {
 type services struct {
 	region       *serving.Region
 	hub          *watch.Hub
+	sender       *delivery.Sender
 	leases       Leases
 	logStatus    func(ctx context.Context) LogStatus
 	logReachable func() bool
@@ -56,7 +59,7 @@ type services struct {
 // Register adds etcd's services to a server, whose codec must be a wire.Codec.
 func Register(server grpc.ServiceRegistrar, c Config) {
 	s := &services{
-		region: c.Region, hub: c.Hub, leases: c.Leases, logStatus: c.LogStatus, logReachable: c.LogReachable,
+		region: c.Region, hub: c.Hub, sender: c.Sender, leases: c.Leases, logStatus: c.LogStatus, logReachable: c.LogReachable,
 		logger: c.Logger,
 	}
 	if s.logger == nil {

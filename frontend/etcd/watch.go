@@ -3,15 +3,18 @@ package etcd
 import (
 	"context"
 	"errors"
-	"io"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/logmirror/logmirror/frontend/delivery"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/watch"
 )
 
@@ -20,8 +23,7 @@ type watchServer struct {
 	*services
 }
 
-// Watch has two halves: requests are read here, one at a time; responses are written by one goroutine, which is over
-// when Watch returns.
+// Watch reads requests one at a time; responses are written by the sender.
 func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	if err := s.region.CheckReady(); err != nil {
 		return failure(err)
@@ -29,32 +31,14 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	if err := s.requireLeader(stream.Context()); err != nil {
 		return err
 	}
-	facts := s.region.Facts()
 	// An error here is one of the stream, which the first read or write will return too.
-	_ = stream.SetHeader(factsMetadata(facts))
-
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	watches := s.hub.NewStream(watch.StreamOptions{FragmentBytes: s.region.Limits().MaxRequestBytes})
-	defer watches.Close()
-
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		cancel(s.writeWatch(ctx, stream, watches))
-	}()
-	// A read blocks until the stream ends, which it only does when Watch returns: so reading has a goroutine of its own,
-	// which the return of Watch ends.
-	go func() {
-		if err := readWatch(ctx, stream, watches); err != nil {
-			cancel(err)
-		}
-	}()
-
-	<-ctx.Done()
-	watches.Close()
-	<-written
-	return watchEnd(stream.Context(), context.Cause(ctx))
+	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
+	err := s.sender.Serve(stream, s.hub, delivery.Handler{
+		Request:       requestWatch,
+		Encoder:       &watchEncoder{region: s.region, identity: s.region.Identity()},
+		FragmentBytes: s.region.Limits().MaxRequestBytes,
+	})
+	return watchEnd(stream.Context(), err)
 }
 
 // watchEnd turns the reason for which a stream ended into its status.
@@ -71,33 +55,24 @@ func watchEnd(ctx context.Context, cause error) error {
 	}
 }
 
-// readWatch carries requests to the hub until the stream ends. It returns nil when the client has no more requests; its
-// watches go on.
-func readWatch(ctx context.Context, stream pb.Watch_WatchServer, watches *watch.Stream) error {
-	for {
-		// A client that does not read its answers is left to the transport's flow control.
-		if err := watches.Admit(ctx); err != nil {
-			return err
-		}
-		request, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch r := request.GetRequestUnion().(type) {
-		case *pb.WatchRequest_CreateRequest:
-			_, err := watches.Watch(watchRequest(r.CreateRequest))
-			if errors.Is(err, watch.ErrClosed) || errors.Is(err, watch.ErrOverloaded) {
-				return err
-			}
-		case *pb.WatchRequest_CancelRequest:
-			watches.Cancel(r.CancelRequest.GetWatchId())
-		case *pb.WatchRequest_ProgressRequest:
-			watches.RequestProgress()
-		}
+// requestWatch carries one request to the hub.
+func requestWatch(encoded []byte, watches *watch.Stream) error {
+	request := new(pb.WatchRequest)
+	if err := proto.Unmarshal(encoded, request); err != nil {
+		return status.Errorf(codes.Internal, "watch request cannot be decoded: %v", err)
 	}
+	switch r := request.GetRequestUnion().(type) {
+	case *pb.WatchRequest_CreateRequest:
+		_, err := watches.Watch(watchRequest(r.CreateRequest))
+		if errors.Is(err, watch.ErrClosed) || errors.Is(err, watch.ErrOverloaded) {
+			return err
+		}
+	case *pb.WatchRequest_CancelRequest:
+		watches.Cancel(r.CancelRequest.GetWatchId())
+	case *pb.WatchRequest_ProgressRequest:
+		watches.RequestProgress()
+	}
+	return nil // the stream tells the client
 }
 
 func watchRequest(r *pb.WatchCreateRequest) watch.Request {
@@ -121,56 +96,54 @@ func watchRequest(r *pb.WatchCreateRequest) watch.Request {
 	return request
 }
 
-// writeWatch sends what the hub has for the stream, until either ends.
-func (s *watchServer) writeWatch(ctx context.Context, stream pb.Watch_WatchServer, watches *watch.Stream) error {
-	var batch []watch.Response
-	// The facts that do not change during a stream: an incarnation ends its streams.
-	facts := serving.Facts{Identity: s.region.Identity()}
-	for {
-		var err error
-		if batch, err = watches.NextAll(ctx, batch[:0]); err != nil {
-			return err
-		}
-		for i := range batch {
-			facts.Term, facts.Revision = s.region.Term(), batch[i].Revision
-			if err := stream.SendMsg(newWatchAnswer(facts, &batch[i])); err != nil {
-				return err
-			}
-			batch[i] = watch.Response{}
-		}
-	}
+// watchEncoder makes the answers of one stream, one at a time.
+type watchEncoder struct {
+	region *serving.Region
+	// identity does not change during a stream: the end of an incarnation ends its streams.
+	identity mirror.Identity
+	answer   watchAnswer
+}
+
+// Encode implements delivery.Encoder.
+func (e *watchEncoder) Encode(r *watch.Response) wire.Message {
+	e.answer = newWatchAnswer(serving.Facts{Identity: e.identity, Term: e.region.Term(), Revision: r.Revision}, r)
+	return &e.answer
 }
 
 // watchAnswer is a pb.WatchResponse whose events are encoded already.
 type watchAnswer struct {
-	header          []byte
-	watchID         int64
-	created         bool
-	canceled        bool
-	compactRevision int64
-	cancelReason    string
-	fragment        bool
-	events          [][]byte
+	clusterID, memberID, term uint64
+	revision                  int64
+	watchID                   int64
+	compactRevision           int64
+	cancelReason              string
+	events                    [][]byte
+	created                   bool
+	canceled                  bool
+	fragment                  bool
 }
 
-func newWatchAnswer(facts serving.Facts, r *watch.Response) *watchAnswer {
-	// A message of integers cannot fail to marshal.
-	encoded, _ := proto.Marshal(header(facts))
-	return &watchAnswer{
-		header:          encoded,
+func newWatchAnswer(facts serving.Facts, r *watch.Response) watchAnswer {
+	return watchAnswer{
+		clusterID:       facts.Identity.ClusterID,
+		memberID:        facts.Identity.FrontendID,
+		term:            facts.Term,
+		revision:        facts.Revision,
 		watchID:         r.WatchID,
-		created:         r.Created,
-		canceled:        r.Canceled,
 		compactRevision: r.CompactRevision,
 		cancelReason:    cancelReason(r),
-		fragment:        r.Fragment,
 		events:          r.Events,
+		created:         r.Created,
+		canceled:        r.Canceled,
+		fragment:        r.Fragment,
 	}
 }
 
 // cancelReason says it in etcd's words where etcd has them: clients compare the text.
 func cancelReason(r *watch.Response) string {
 	switch {
+	case r.Err == nil:
+		return r.Reason
 	case errors.Is(r.Err, watch.ErrCompacted):
 		if !r.Created {
 			return "" // etcd says it by the compact revision alone
@@ -197,9 +170,33 @@ const (
 	watchEventsField          protowire.Number = 11
 )
 
+// Field numbers of pb.ResponseHeader.
+const (
+	headerClusterIDField protowire.Number = 1
+	headerMemberIDField  protowire.Number = 2
+	headerRevisionField  protowire.Number = 3
+	headerTermField      protowire.Number = 4
+)
+
+func (a *watchAnswer) headerSize() int {
+	return wire.SizeVarint(headerClusterIDField, a.clusterID) +
+		wire.SizeVarint(headerMemberIDField, a.memberID) +
+		wire.SizeVarint(headerRevisionField, uint64(a.revision)) +
+		wire.SizeVarint(headerTermField, a.term)
+}
+
+func (a *watchAnswer) appendHeader(b []byte) []byte {
+	b = protowire.AppendTag(b, watchHeaderField, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(a.headerSize()))
+	b = wire.AppendVarint(b, headerClusterIDField, a.clusterID)
+	b = wire.AppendVarint(b, headerMemberIDField, a.memberID)
+	b = wire.AppendVarint(b, headerRevisionField, uint64(a.revision))
+	return wire.AppendVarint(b, headerTermField, a.term)
+}
+
 // EncodedSize implements wire.Message.
 func (a *watchAnswer) EncodedSize() int {
-	size := wire.SizeElement(watchHeaderField, a.header) +
+	size := protowire.SizeTag(watchHeaderField) + protowire.SizeBytes(a.headerSize()) +
 		wire.SizeVarint(watchIDField, uint64(a.watchID)) +
 		wire.SizeVarint(watchCreatedField, wire.Bool(a.created)) +
 		wire.SizeVarint(watchCanceledField, wire.Bool(a.canceled)) +
@@ -214,7 +211,7 @@ func (a *watchAnswer) EncodedSize() int {
 
 // AppendEncoded implements wire.Message.
 func (a *watchAnswer) AppendEncoded(b []byte) []byte {
-	b = wire.AppendElement(b, watchHeaderField, a.header)
+	b = a.appendHeader(b)
 	b = wire.AppendVarint(b, watchIDField, uint64(a.watchID))
 	b = wire.AppendVarint(b, watchCreatedField, wire.Bool(a.created))
 	b = wire.AppendVarint(b, watchCanceledField, wire.Bool(a.canceled))

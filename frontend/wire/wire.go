@@ -23,6 +23,14 @@ type Message interface {
 	AppendEncoded(b []byte) []byte
 }
 
+// Tracked is a Message whose sender wants to know when it is out of gRPC's hands.
+type Tracked interface {
+	Message
+	// Written is called once, when the message was written to the connection or dropped with its stream. It must not
+	// block: it may be called inside gRPC's locks, and before the call that sends the message returns.
+	Written()
+}
+
 // Codec is a grpc codec under the name of protobuf; make one per server.
 type Codec struct {
 	fallback encoding.CodecV2
@@ -35,8 +43,17 @@ func NewCodec() *Codec { return &Codec{fallback: encoding.GetCodecV2("proto")} }
 // Name is that of gRPC's protobuf codec: the bytes are the same.
 func (c *Codec) Name() string { return c.fallback.Name() }
 
-// Unmarshal reads a plain protobuf message.
-func (c *Codec) Unmarshal(data mem.BufferSlice, v any) error { return c.fallback.Unmarshal(data, v) }
+// Raw receives a message as it is, for a handler that decodes it elsewhere.
+type Raw []byte
+
+// Unmarshal reads a plain protobuf message, or any into a *Raw.
+func (c *Codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if raw, ok := v.(*Raw); ok {
+		*raw = data.Materialize()
+		return nil
+	}
+	return c.fallback.Unmarshal(data, v)
+}
 
 // Marshal encodes a Message into a buffer of the codec's own, which comes back when gRPC has written it.
 func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -45,6 +62,9 @@ func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
 		return c.fallback.Marshal(v)
 	}
 	size := message.EncodedSize()
+	if tracked, ok := v.(Tracked); ok {
+		return c.marshalTracked(tracked, size)
+	}
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		return mem.BufferSlice{mem.SliceBuffer(message.AppendEncoded(make([]byte, 0, size)))}, nil
 	}
@@ -55,6 +75,34 @@ func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
 		return nil, fmt.Errorf("%T encoded into %d bytes, had announced %d", v, len(encoded), size)
 	}
 	return mem.BufferSlice{mem.NewBuffer(buffer, &c.buffers)}, nil
+}
+
+// marshalTracked uses a buffer that gRPC counts references to, which it does above a certain size only.
+func (c *Codec) marshalTracked(message Tracked, size int) (mem.BufferSlice, error) {
+	const counted = 2 << smallestBits
+	buffer := c.buffers.Get(max(size, counted))
+	encoded := message.AppendEncoded((*buffer)[:0])
+	if len(encoded) != size {
+		c.buffers.Put(buffer)
+		return nil, fmt.Errorf("%T encoded into %d bytes, had announced %d", message, len(encoded), size)
+	}
+	*buffer = encoded
+	return mem.BufferSlice{mem.NewBuffer(buffer, &trackedBuffer{&c.buffers, message})}, nil
+}
+
+// trackedBuffer takes back the buffer of one message.
+type trackedBuffer struct {
+	pool    *pool
+	message Tracked
+}
+
+// Get is not called: gRPC only gives back.
+func (t *trackedBuffer) Get(length int) *[]byte { return t.pool.Get(length) }
+
+// Put is called when gRPC has no more use for the message.
+func (t *trackedBuffer) Put(buffer *[]byte) {
+	t.pool.Put(buffer)
+	t.message.Written()
 }
 
 // Sizes of pooled buffers are powers of two in these bounds; what is larger is left to the garbage collector.
