@@ -5,8 +5,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION)
 BINARIES := bin/logsvc bin/frontend bin/kvctl
 BUF := $(GO) tool -modfile=tools/buf/go.mod buf
-# Packages whose concurrency the race detector looks at in `make test`: all but the ones that run whole processes.
-RACE_PACKAGES = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /api/proto)
+# Packages whose concurrency the race detector looks at in `make test`: all but the ones that run whole processes
+# or build their own.
+RACE_PACKAGES = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /api/proto -e /logservice/mutation)
 
 .DEFAULT_GOAL := help
 
@@ -26,7 +27,19 @@ build: ## Build logsvc, frontend and kvctl into bin/
 test: ## Run everything that must hold, with the race detector where it pays
 	$(GO) vet ./...
 	$(GO) test -race -timeout 9m $(RACE_PACKAGES)
-	$(GO) test -timeout 9m ./test/e2e/...
+	$(GO) test -timeout 9m ./test/e2e/... ./logservice/mutation
+	$(GO) test -timeout 9m -run '^TestSimulation$$' ./logservice -simulate.seeds 2000
+
+.PHONY: simulate
+simulate: ## Run SEEDS seeded schedules of the log service from seed FROM on, on all processors
+	$(GO) test -count 1 -timeout 0 -v -run '^TestSimulation$$' ./logservice -simulate.seeds $(SEEDS) -simulate.from $(FROM)
+
+SEEDS ?= 100000
+FROM ?= 0
+
+.PHONY: mutants
+mutants: ## Break each rule of the log service in turn, and write down how soon the schedules show it
+	$(GO) test -count 1 -timeout 0 -v ./logservice/mutation -mutation.table $(CURDIR)/logservice/MUTANTS.md
 
 .PHONY: lint
 lint: ## Run go vet, staticcheck and golangci-lint

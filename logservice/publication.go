@@ -103,6 +103,9 @@ func (c *ackCount) durable(conf quorum.JointConfig, term uint64) uint64 {
 // publishable applies the rules of PublicationQuorum: the highest index that this member may publish by its own count,
 // zero for none.
 func (m *Member) publishable() uint64 {
+	if m.log.last == m.log.published {
+		return 0
+	}
 	term := m.state.term
 	index := min(m.acks.durable(m.quorums, term), m.log.last)
 	// A configuration change that is not applied yet decides which majorities count above it.

@@ -74,7 +74,7 @@ func (m *Member) ask(r *round) {
 	r.answers = make(map[uint64]*logv1.RoundAnswer, len(m.voters))
 	for _, id := range m.voters {
 		if id == m.config.ID {
-			r.answers[id] = m.answerTo(r.id)
+			r.add(id, m.answerTo(r.id))
 			continue
 		}
 		m.send(id, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Question{Question: &logv1.RoundQuestion{Id: r.id}}})
@@ -93,9 +93,7 @@ func (m *Member) answerTo(id uint64) *logv1.RoundAnswer {
 func (m *Member) answered(from uint64, answer *logv1.RoundAnswer) {
 	for _, r := range m.rounds.flying {
 		if r.id == answer.Id && r.answers != nil {
-			if r.answers[from] == nil {
-				r.answers[from] = answer
-			}
+			r.add(from, answer)
 			return
 		}
 	}
@@ -120,9 +118,6 @@ func (m *Member) readStates(states []raft.ReadState) {
 // configuration. It reports whether there is something new to ask or to wait for.
 func (m *Member) finishRounds() (progress bool) {
 	for _, r := range m.rounds.flying {
-		if m.config.Publication == PublicationQuorum {
-			r.index, r.known = r.outcome()
-		}
 		if !r.known || r.index > m.log.published {
 			continue
 		}
@@ -164,6 +159,14 @@ func (m *Member) repeatRounds() {
 		if !r.known {
 			m.ask(r)
 		}
+	}
+}
+
+// add takes the first answer of a voter.
+func (r *round) add(voter uint64, answer *logv1.RoundAnswer) {
+	if r.answers[voter] == nil {
+		r.answers[voter] = answer
+		r.index, r.known = r.outcome()
 	}
 }
 

@@ -1,0 +1,521 @@
+package logservice
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// simProfile is what a schedule is mostly about: a seed draws from the faults of its profile, which come at random times.
+type simProfile struct {
+	name string
+	// every is the longest time between two faults.
+	every  time.Duration
+	faults []simFault
+}
+
+type simFault struct {
+	weight int
+	do     func(s *simulation)
+}
+
+// simProfiles are taken in turn: seed n has profile n modulo their number.
+var simProfiles = []simProfile{
+	{"everything", 250 * time.Millisecond, []simFault{
+		{4, crashOne}, {3, cutSome}, {2, healLinks}, {2, pauseOne}, {2, transferLeadership}, {1, campaignOne},
+		{2, skewClock}, {2, reconfigure}, {1, fillDisk}, {2, dropFrames}}},
+	{"configurations", 200 * time.Millisecond, []simFault{
+		{8, reconfigure}, {2, crashOne}, {2, cutSome}, {2, healLinks}, {1, pauseOne}, {1, transferLeadership}, {1, dropFrames}}},
+	{"halves", 400 * time.Millisecond, []simFault{
+		{6, partHalves}, {1, reconfigure}, {1, crashOne}, {1, healLinks}}},
+	{"two leaders", 400 * time.Millisecond, []simFault{
+		{6, twoLeaders}, {1, crashOne}, {1, reconfigure}, {1, skewClock}, {1, healLinks}}},
+	{"crashes", 120 * time.Millisecond, []simFault{
+		{6, crashOne}, {3, crashBriefly}, {2, crashAll}, {2, fillDisk}, {2, cutSome}, {3, healLinks}, {1, reconfigure}, {1, dropFrames}}},
+	{"laggards", 300 * time.Millisecond, []simFault{
+		{5, leaveBehind}, {2, reconfigure}, {1, crashOne}, {1, healLinks}}},
+	{"split votes", 250 * time.Millisecond, []simFault{
+		{5, orphans}, {2, cutSome}, {2, healLinks}, {2, crashOne}, {1, reconfigure}, {1, transferLeadership}}},
+}
+
+func profileOf(seed uint64) simProfile { return simProfiles[seed%uint64(len(simProfiles))] }
+
+// simulate runs the schedule of a seed. Most seeds publish by quorum; one in ten is stock Raft's.
+func simulate(seed uint64, checks simChecks) *simulation {
+	publication := PublicationQuorum
+	if seed/uint64(len(simProfiles))%10 == 9 {
+		publication = PublicationLeader
+	}
+	s := newSimulation(seed, publication, profileOf(seed), checks)
+	s.after(0, s.work)
+	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
+	s.run(simTroubled)
+	s.settle()
+	return s
+}
+
+// work proposes and asks at random members, more often at those that a fault is about.
+func (s *simulation) work() {
+	askers, proposers, asks := s.nodes, s.nodes, 3
+	if len(s.askFrom) > 0 {
+		askers, asks = s.askFrom, 2
+	}
+	if len(s.proposeFrom) > 0 {
+		proposers = s.proposeFrom
+	}
+	if s.hushed || s.one(asks) {
+		s.ask(askers[s.random.IntN(len(askers))])
+	} else {
+		n := proposers[s.random.IntN(len(proposers))]
+		s.propose(n)
+		// Bursts keep disks busy, so that a group waits for the one before.
+		for s.one(3) {
+			s.after(s.between(0, 4*time.Millisecond), func() { s.propose(n) })
+		}
+	}
+	s.after(s.between(0, 24*time.Millisecond), s.work)
+}
+
+func (s *simulation) ask(n *simNode) {
+	if n.member != nil {
+		s.nextWork++
+		s.checker.asks(s.nextWork)
+		n.step(AskRound{Token: s.nextWork})
+	}
+}
+
+func (s *simulation) propose(n *simNode) {
+	n.seq++
+	n.step(Propose{Stream: 1, Proposal: &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: uint64(n.index + 1),
+		Seq: n.seq, Payload: fmt.Appendf(nil, "%d", s.random.IntN(1000))}})
+}
+
+// trouble does one bad thing at a time.
+func (s *simulation) trouble() {
+	if s.quiet {
+		return
+	}
+	total := 0
+	for _, f := range s.profile.faults {
+		total += f.weight
+	}
+	pick := s.random.IntN(total)
+	for _, f := range s.profile.faults {
+		if pick -= f.weight; pick < 0 {
+			f.do(s)
+			break
+		}
+	}
+	s.after(s.between(0, s.profile.every), s.trouble)
+}
+
+// settle heals everything, and checks that the log goes on, that all voters come to publish the same and that questions
+// are answered.
+func (s *simulation) settle() {
+	s.quiet, s.hushed, s.askFrom, s.proposeFrom, s.watch = true, false, nil, nil, nil
+	s.checker.quietSince = s.now
+	s.heal()
+	goal := s.checker.highest() + 10
+	for end := s.now + simSettle; s.failure == ""; {
+		s.run(100 * time.Millisecond)
+		if s.settled(goal) {
+			return
+		}
+		if s.now >= end {
+			for _, n := range s.nodes {
+				fmt.Printf("node %d: %+v %v\n", n.index, n.member.State(), n.member.record.conf)
+			}
+			s.errorf("the log does not go on: %d entries, want %d everywhere", s.checker.highest(), goal)
+		}
+	}
+}
+
+func (s *simulation) settled(goal uint64) bool {
+	leader := s.leader()
+	if leader == nil || s.now-s.checker.quietSince < simRoundTimeoutTicks*simTick && len(s.checker.asked) > 0 && s.oldQuestions() {
+		return false
+	}
+	for _, n := range s.nodes {
+		if slices.Contains(leader.member.voters, n.id) && n.published < goal {
+			return false
+		}
+	}
+	return true
+}
+
+// oldQuestions tells whether a member of the log still waits for the answer to a question from before all was healed.
+func (s *simulation) oldQuestions() bool {
+	leader := s.leader().member.record.all()
+	for _, n := range s.nodes {
+		if !slices.Contains(leader, n.id) {
+			continue
+		}
+		for _, r := range n.member.rounds.flying {
+			if s.checker.asked[r.tokens[0]].at < s.checker.quietSince {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// later does a part of a fault, unless all is healed by then.
+func (s *simulation) later(d time.Duration, do func()) {
+	s.after(d, func() {
+		if !s.quiet {
+			do()
+		}
+	})
+}
+
+// any draws a node.
+func (s *simulation) any() *simNode { return s.nodes[s.random.IntN(len(s.nodes))] }
+
+// leaderOrAny draws the leader half of the time.
+func (s *simulation) leaderOrAny() *simNode {
+	if leader := s.leader(); leader != nil && s.one(2) {
+		return leader
+	}
+	return s.any()
+}
+
+func crashOne(s *simulation) {
+	s.leaderOrAny().crashFor(s.between(0, 600*time.Millisecond))
+}
+
+// crashBriefly restarts a process twice within the time that answers to its questions take, so that each life hears those
+// that an earlier one asked for, while the others write.
+func crashBriefly(s *simulation) {
+	n := s.any()
+	again := func() {
+		for range 3 {
+			s.ask(n)
+		}
+		if leader := s.leader(); leader != nil {
+			s.propose(leader)
+		}
+	}
+	s.counts.add("crash for a moment")
+	n.crashFor(time.Millisecond)
+	s.later(2*time.Millisecond, again)
+	s.later(s.between(3*time.Millisecond, 20*time.Millisecond), func() {
+		n.crashFor(time.Millisecond)
+		s.later(s.between(2*time.Millisecond, 30*time.Millisecond), again)
+	})
+}
+
+func crashAll(s *simulation) {
+	s.counts.add("crash of all")
+	for _, n := range s.nodes {
+		n.crashFor(s.between(0, 200*time.Millisecond))
+	}
+}
+
+func cutSome(s *simulation) {
+	n := s.leaderOrAny()
+	s.counts.add("cut")
+	for i := range s.nodes {
+		if s.one(2) {
+			s.cut[n.index][i] = true
+		}
+		if s.one(2) {
+			s.cut[i][n.index] = true
+		}
+	}
+}
+
+func healLinks(s *simulation) {
+	s.counts.add("heal")
+	s.hushed, s.askFrom, s.proposeFrom, s.watch = false, nil, nil, nil
+	for _, row := range s.cut {
+		clear(row)
+	}
+}
+
+func pauseOne(s *simulation) { s.leaderOrAny().pause(s.between(0, 600*time.Millisecond)) }
+
+func transferLeadership(s *simulation) {
+	s.counts.add("transfer")
+	s.any().step(Transfer{Token: 1, Target: s.any().id})
+}
+
+func campaignOne(s *simulation) {
+	s.counts.add("campaign")
+	s.any().step(Campaign{})
+}
+
+// skewClock lets a clock run at another rate, or jump as after the suspension of a machine.
+func skewClock(s *simulation) {
+	n := s.leaderOrAny()
+	jump := time.Duration(0)
+	if s.one(3) {
+		s.counts.add("clock jump")
+		jump = s.between(0, 30*time.Second)
+	}
+	s.counts.add("clock rate")
+	n.setClock(jump, []float64{0.1, 0.3, 1, 1, 3}[s.random.IntN(5)])
+}
+
+func fillDisk(s *simulation) { s.any().noSpace = true }
+
+func dropFrames(s *simulation) { s.loss = float64(s.random.IntN(4)) / 20 }
+
+// change is a configuration change that makes one or two nodes voters, learners or neither. keep is the least number of
+// voters to keep. At most one voter is removed in a change: of two removed ones, each may hold entries that keep the
+// others, which do not know of the change's commit yet, from being elected.
+func (s *simulation) change(leader *simNode, nodes int, keep int) *raftpb.ConfChangeV2 {
+	change, removes := &raftpb.ConfChangeV2{}, false
+	for range nodes {
+		target := s.any()
+		kind := raftpb.ConfChangeAddNode
+		switch voters := leader.member.voters; {
+		case slices.Contains(voters, target.id) && len(voters) > keep && !removes:
+			kind, removes = raftpb.ConfChangeRemoveNode, true
+		case s.one(3) && !slices.Contains(voters, target.id):
+			kind = raftpb.ConfChangeAddLearnerNode
+		}
+		if slices.ContainsFunc(change.Changes, func(c *raftpb.ConfChangeSingle) bool { return c.GetNodeId() == target.id }) {
+			continue
+		}
+		change.Changes = append(change.Changes, &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: &target.id})
+	}
+	return change
+}
+
+// reconfigure changes the role of one or two nodes, where there is a leader.
+func reconfigure(s *simulation) {
+	if leader := s.leader(); leader != nil {
+		s.counts.add("configuration change")
+		leader.step(Reconfigure{Change: s.change(leader, 1+s.random.IntN(2), 3)})
+	}
+}
+
+// partHalves starts a joint change and, at the moment when the leader has applied it, parts the two halves: on the
+// leader's side is a majority of the new voters, on the other one of the old, who may not know that the change is
+// committed. Then the leader's side goes down or stays.
+func partHalves(s *simulation) {
+	healLinks(s)
+	leader := s.leader()
+	if leader == nil {
+		return
+	}
+	voters := slices.Clone(leader.member.voters)
+	removed := voters[s.random.IntN(len(voters))]
+	var added []uint64
+	for _, n := range s.nodes {
+		if !slices.Contains(voters, n.id) {
+			added = append(added, n.id)
+		}
+	}
+	if removed == leader.id || len(added) == 0 {
+		return
+	}
+	change := &raftpb.ConfChangeV2{}
+	single := func(id uint64, kind raftpb.ConfChangeType) {
+		change.Changes = append(change.Changes, &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: &id})
+	}
+	single(removed, raftpb.ConfChangeRemoveNode)
+	for _, id := range added[:1+s.random.IntN(len(added))] {
+		single(id, raftpb.ConfChangeAddNode)
+	}
+	if s.hushed = s.one(3); s.hushed || s.one(2) {
+		change.Transition = raftpb.ConfChangeTransitionJointExplicit.Enum()
+	}
+	s.counts.add("configuration change")
+	leader.step(Reconfigure{Change: change})
+	s.watch = func(n *simNode) {
+		if n == leader && len(n.member.record.conf.VotersOutgoing) > 0 {
+			s.watch = nil
+			s.part(leader)
+		}
+	}
+}
+
+// part draws a side for the leader of a joint configuration with a majority of the incoming half and without one of the
+// outgoing half.
+func (s *simulation) part(leader *simNode) {
+	conf := leader.member.record.conf
+	var side, other []*simNode
+	for _, i := range s.random.Perm(len(s.nodes)) {
+		n := s.nodes[i]
+		outgoing, incoming := slices.Contains(conf.VotersOutgoing, n.id), slices.Contains(conf.Voters, n.id)
+		if n == leader || incoming && !outgoing || incoming && 2*count(side, conf.Voters) <= len(conf.Voters) &&
+			2*(count(side, conf.VotersOutgoing)+1) < len(conf.VotersOutgoing) || !incoming && !outgoing && s.one(2) {
+			side = append(side, n)
+		} else {
+			other = append(other, n)
+		}
+	}
+	s.counts.add("halves parted")
+	s.isolate(side)
+	s.askFrom = side
+	if s.one(2) {
+		leader.setClock(0, 0.1)
+	}
+	switch {
+	case s.hushed: // The leader's log ends with the change.
+	case s.one(2):
+		s.proposeFrom = other
+	default:
+		s.later(0, func() {
+			for range 4 {
+				s.propose(leader)
+			}
+		})
+	}
+	s.later(s.between(0, 60*time.Millisecond), func() {
+		s.elect(other)
+	})
+	s.later(s.between(20*time.Millisecond, 300*time.Millisecond), func() {
+		switch s.random.IntN(4) {
+		case 0:
+			leader.crashFor(s.between(100*time.Millisecond, 800*time.Millisecond))
+		case 1:
+			for _, n := range side {
+				n.crashFor(s.between(100*time.Millisecond, 800*time.Millisecond))
+			}
+		}
+	})
+	s.later(s.between(200*time.Millisecond, 900*time.Millisecond), func() { healLinks(s) })
+}
+
+// elect lets members forget their leader, as if they had not heard it for long enough, and one of them campaign.
+func (s *simulation) elect(members []*simNode) {
+	var candidate *simNode
+	for _, n := range members {
+		if n.member == nil || n.paused > s.now || s.failure != "" {
+			continue
+		}
+		if err := n.member.raft.ForgetLeader(); err != nil {
+			s.errorf("node %d forgets its leader: %v", n.index, err)
+			return
+		}
+		if slices.Contains(n.member.voters, n.id) && (candidate == nil || s.one(2)) {
+			candidate = n
+		}
+	}
+	if candidate != nil {
+		candidate.step(Campaign{})
+	}
+}
+
+func count(nodes []*simNode, ids []uint64) (found int) {
+	for _, n := range nodes {
+		if slices.Contains(ids, n.id) {
+			found++
+		}
+	}
+	return found
+}
+
+// twoLeaders cuts a leader off with a minority, whose clocks are slow, so that it goes on believing that it leads while the
+// others elect another one. Those with it, and some that reach both sides in one direction or both, ask.
+func twoLeaders(s *simulation) {
+	healLinks(s)
+	leader := s.leader()
+	if leader == nil || leader.paused > s.now {
+		return
+	}
+	voters := leader.member.voters
+	side, others := []*simNode{leader}, []*simNode{}
+	for _, i := range s.random.Perm(len(s.nodes)) {
+		switch n := s.nodes[i]; {
+		case n == leader:
+		case s.one(2) && (!slices.Contains(voters, n.id) || 2*(count(side, voters)+1) < len(voters)):
+			side = append(side, n)
+		default:
+			others = append(others, n)
+		}
+	}
+	s.counts.add("two leaders")
+	s.isolate(side)
+	s.askFrom = slices.Clone(side)
+	for _, n := range side {
+		n.setClock(0, 0.1)
+		if s.one(3) && n != leader {
+			n.setClock(0, 1)
+		}
+	}
+	// One that reaches both sides.
+	asker := s.any()
+	if asker != leader && s.one(2) {
+		for _, n := range s.nodes {
+			if s.one(2) {
+				s.cut[n.index][asker.index] = false
+			}
+			if s.one(2) {
+				s.cut[asker.index][n.index] = false
+			}
+		}
+		s.askFrom = append(s.askFrom, asker)
+	}
+	s.later(s.between(0, 50*time.Millisecond), func() {
+		s.elect(others)
+	})
+	s.later(s.between(200*time.Millisecond, 600*time.Millisecond), func() {
+		s.askFrom = nil
+		for _, n := range side {
+			n.setClock(0, 1)
+		}
+	})
+}
+
+// leaveBehind lets one member hear nothing of the leader while configurations change without it; it can still ask others,
+// and hears of all at the end.
+func leaveBehind(s *simulation) {
+	healLinks(s)
+	leader, behind := s.leader(), s.any()
+	if leader == nil || behind == leader {
+		return
+	}
+	s.counts.add("left behind")
+	for i := range s.nodes {
+		s.cut[i][behind.index] = s.one(2)
+	}
+	s.cut[leader.index][behind.index] = true
+	if s.one(2) {
+		behind.pause(s.between(50*time.Millisecond, 300*time.Millisecond))
+	}
+	for i := range 2 + s.random.IntN(3) {
+		s.later(time.Duration(i)*s.between(30*time.Millisecond, 120*time.Millisecond), func() { reconfigure(s) })
+	}
+	s.later(s.between(100*time.Millisecond, 400*time.Millisecond), func() {
+		s.askFrom = []*simNode{behind}
+		for range 3 {
+			s.ask(behind)
+		}
+	})
+	s.later(s.between(200*time.Millisecond, 700*time.Millisecond), func() { healLinks(s) })
+}
+
+// orphans lets a leader append what nobody else gets, more than once, so that logs end with entries of several terms.
+func orphans(s *simulation) {
+	leader := s.leader()
+	if leader == nil {
+		return
+	}
+	s.counts.add("orphans")
+	for i := range s.nodes {
+		if i != leader.index && !s.one(4) {
+			s.cut[leader.index][i] = true
+		}
+	}
+	for range 1 + s.random.IntN(6) {
+		s.propose(leader)
+	}
+	s.later(s.between(5*time.Millisecond, 60*time.Millisecond), func() {
+		switch s.random.IntN(3) {
+		case 0:
+			leader.crashFor(s.between(0, 400*time.Millisecond))
+		case 1:
+			s.isolate([]*simNode{leader})
+			leader.setClock(0, 0.2)
+		}
+		s.elect(slices.DeleteFunc(slices.Clone(s.nodes), func(n *simNode) bool { return n == leader || s.one(4) }))
+	})
+	s.later(s.between(200*time.Millisecond, 500*time.Millisecond), func() { healLinks(s) })
+}
