@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/quorum"
 	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
@@ -36,8 +37,9 @@ const (
 // Facts within:
 //   - what is published early is on the disks of a majority of each half of the configuration, and is no configuration
 //     change
-//   - a leader holds all that was published in earlier terms
+//   - a term has one leader, who holds all that was published in earlier terms
 //   - the commit of a configuration change is durable where the change is applied
+//   - a vote leaves when it is on the disk
 //   - what a member says is durable is on its disk, as its log has it
 type simChecker struct {
 	s      *simulation
@@ -49,8 +51,10 @@ type simChecker struct {
 	asked             map[uint64]simQuestion
 	answered          int
 	quietSince        time.Duration
-	rounds            []simRound
-	newestConf        uint64
+	// leaders are the members that came to lead, by term.
+	leaders    map[uint64]uint64
+	rounds     []simRound
+	newestConf uint64
 }
 
 type simEntry struct {
@@ -77,7 +81,7 @@ const simRoundTimeoutTicks = 100
 
 func newSimChecker(s *simulation, checks simChecks) simChecker {
 	return simChecker{s: s, checks: checks, asked: map[uint64]simQuestion{}, rejected: map[[2]uint64]bool{},
-		settled: map[[2]uint64]bool{}}
+		settled: map[[2]uint64]bool{}, leaders: map[uint64]uint64{}}
 }
 
 func (c *simChecker) highest() uint64 { return uint64(len(c.agreed)) }
@@ -126,6 +130,25 @@ func (c *simChecker) after(n *simNode, effects *Effects) {
 	c.configuration(n)
 	c.leadership(n)
 	c.durable(n, effects.Durable)
+	for _, f := range effects.Frames {
+		c.sends(n, f.Frame.GetRaftMessage())
+	}
+}
+
+// sends checks that a vote that leaves is on the disk.
+func (c *simChecker) sends(n *simNode, raftMessage []byte) {
+	const typeOffset = 1 // after the tag of the first field
+	if c.checks != checkAll || len(raftMessage) <= typeOffset || raftMessage[typeOffset] != byte(raftpb.MsgVoteResp) {
+		return
+	}
+	m := &raftpb.Message{}
+	if err := proto.Unmarshal(raftMessage, m); err != nil || m.GetType() != raftpb.MsgVoteResp || m.GetReject() {
+		return
+	}
+	c.s.counts.add("vote")
+	if hard := n.storage.HardState(); hard.Term < m.GetTerm() || hard.Term == m.GetTerm() && hard.Vote != m.GetTo() {
+		c.s.errorf("node %d votes in term %d, its disk has a vote for another or none, in term %d", n.index, m.GetTerm(), hard.Term)
+	}
 }
 
 // publishes checks the entries that a member has published, up to an index. entries are what it tells its tails of them;
@@ -322,6 +345,11 @@ func (c *simChecker) leadership(n *simNode) {
 	if c.checks != checkAll {
 		return
 	}
+	if other, ok := c.leaders[n.leaderOf]; ok && other != n.id {
+		c.s.errorf("node %d leads in term %d, which has another leader", n.index, n.leaderOf)
+		return
+	}
+	c.leaders[n.leaderOf] = n.id
 	for i := range c.agreed {
 		index := uint64(i + 1)
 		if c.agreed[i].publishedIn >= n.leaderOf || index < m.log.storage.FirstIndex() {

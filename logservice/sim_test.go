@@ -70,6 +70,7 @@ var simFloors = map[string]int{
 	"slow write":  3000,
 	"transfer":    200,
 	"two leaders": 300,
+	"vote":        2000,
 	"unsent":      700,
 }
 

@@ -183,6 +183,8 @@ func kindOf(text string) string {
 		{`not on the disks of a majority`, "fact: published, not on a majority's disks"},
 		{`leads in term .* without`, "fact: a leader without a published entry"},
 		{`its disk says that`, "fact: a change applied, its commit not durable"},
+		{`which has another leader`, "fact: two leaders in a term"},
+		{`votes in term`, "fact: a vote that is not on the disk"},
 		{`says that entry .* is durable`, "fact: told as durable, not on the disk"},
 		{`publishes the configuration change`, "fact: a change published before its commit"},
 		{`does not go on`, "the log does not go on"},
