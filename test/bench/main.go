@@ -25,9 +25,9 @@ import (
 )
 
 type options struct {
-	source, binaries, rows, markdown, json, perf string
-	rounds, keys                                 int
-	duration                                     time.Duration
+	source, binaries, against, rows, markdown, json, perf string
+	rounds, keys                                          int
+	duration                                              time.Duration
 }
 
 func main() {
@@ -35,6 +35,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.source, "source", "../..", "checkout of logmirror whose binaries are built and measured")
 	flag.StringVar(&o.binaries, "binaries", "", "directory of logsvc, frontend and etcdmember built before (default: build them)")
+	flag.StringVar(&o.against, "against", "", "directory of another build's logsvc and frontend, to measure against those instead of etcd")
 	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between; * at the end of one stands for anything (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each row")
 	flag.IntVar(&o.keys, "keys", 100000, "keys loaded before the first row; at least 1,000")
@@ -72,17 +73,17 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	etcd, err := startSystem("etcd", o.binaries, filepath.Join(directory, "shared"))
+	base, err := startBase(o, filepath.Join(directory, "shared"))
 	if err != nil {
 		return err
 	}
-	defer etcd.stop()
+	defer base.stop()
 	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"))
 	if err != nil {
 		return err
 	}
 	defer logmirror.stop()
-	for _, s := range []*system{etcd, logmirror} {
+	for _, s := range []*system{base, logmirror} {
 		if err := s.awaitReady(ctx); err != nil {
 			return err
 		}
@@ -90,15 +91,15 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("%w\n%s", err, s.lastOutput())
 		}
 	}
-	document := &report{Machine: machine(), Source: source, Began: time.Now().UTC(), Rounds: o.rounds,
-		Duration: o.duration.String(), Keys: o.keys}
+	document := &report{Machine: machine(), Source: source, Began: time.Now().UTC(), Base: base.name,
+		Rounds: o.rounds, Duration: o.duration.String(), Keys: o.keys}
 	failed := 0
 	for _, r := range chosen {
 		var measured *result
 		if r.worker == nil && watchLoads[r.name].load.kind == idleMemory {
 			measured, err = runMemoryRow(ctx, r, o, directory)
 		} else {
-			measured, err = runRow(ctx, r, etcd, logmirror, o)
+			measured, err = runRow(ctx, r, base, logmirror, o)
 		}
 		if err != nil {
 			return errors.Join(err, publish(document, o)) // what was measured before is worth having
@@ -118,11 +119,23 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
+// startBase starts what logmirror is measured against.
+func startBase(o options, directory string) (*system, error) {
+	if o.against == "" {
+		return startSystem("etcd", o.binaries, directory)
+	}
+	base, err := startSystem("logmirror", o.against, directory+"-against")
+	if err == nil {
+		base.name = "other build"
+	}
+	return base, err
+}
+
 // runRow drives both systems in every round, each first in every other round.
-func runRow(ctx context.Context, r row, etcd, logmirror *system, o options) (*result, error) {
+func runRow(ctx context.Context, r row, base, logmirror *system, o options) (*result, error) {
 	measured := &result{Name: r.name, Title: r.title, Connections: r.connections, Clients: r.clients}
 	for round := range o.rounds {
-		order := []*system{etcd, logmirror}
+		order := []*system{base, logmirror}
 		if round%2 == 1 {
 			slices.Reverse(order)
 		}
@@ -142,8 +155,8 @@ func runRow(ctx context.Context, r row, etcd, logmirror *system, o options) (*re
 			if err != nil {
 				return nil, fmt.Errorf("%s on %s: %w\n%s", r.name, s.name, err, s.lastOutput())
 			}
-			if s == etcd {
-				measured.Etcd = append(measured.Etcd, one)
+			if s == base {
+				measured.Base = append(measured.Base, one)
 			} else {
 				measured.Logmirror = append(measured.Logmirror, one)
 			}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +28,7 @@ type process struct {
 	name    string
 	command *exec.Cmd
 	output  string // file with what it logged
+	metrics string // address of /metrics; empty for none
 }
 
 // startProcess must be called from the main goroutine, which is locked to the main thread: a parent-death signal comes
@@ -104,54 +103,6 @@ func dial(endpoint string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 }
 
-// clockTicks is how many units of /proc/PID/stat make a second: fixed at 100 by Linux for every architecture Go runs on.
-const clockTicks = 100
-
-// cpu is the processor time that the system's processes have used since they began, in user and kernel mode.
-func (s *system) cpu() (time.Duration, error) {
-	var ticks int64
-	for _, p := range s.processes {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.command.Process.Pid))
-		if err != nil {
-			return 0, fmt.Errorf("%s has ended: %w\n%s", p.name, err, s.lastOutput())
-		}
-		// The second field, the program's name in parentheses, may hold anything; utime and stime are fields 14 and 15.
-		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-		if len(fields) < 13 || string(fields[0]) == "Z" {
-			return 0, fmt.Errorf("%s has ended\n%s", p.name, s.lastOutput())
-		}
-		for _, field := range fields[11:13] {
-			n, err := strconv.ParseInt(string(field), 10, 64)
-			if err != nil {
-				return 0, err
-			}
-			ticks += n
-		}
-	}
-	return time.Duration(ticks) * time.Second / clockTicks, nil
-}
-
-// residentBytes is the memory that the system's processes hold.
-func (s *system) residentBytes() (int64, error) {
-	var pages int64
-	for _, p := range s.processes {
-		statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.command.Process.Pid))
-		if err != nil {
-			return 0, err
-		}
-		fields := bytes.Fields(statm)
-		if len(fields) < 2 {
-			return 0, fmt.Errorf("%s: unreadable statm %q", p.name, statm)
-		}
-		n, err := strconv.ParseInt(string(fields[1]), 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		pages += n
-	}
-	return pages * int64(os.Getpagesize()), nil
-}
-
 // freePorts returns loopback addresses that nobody listens on.
 func freePorts(n int) ([]string, error) {
 	var addresses []string
@@ -208,22 +159,25 @@ func startEtcd(binary, directory string) (*system, error) {
 	return s, nil
 }
 
-// startLogmirror starts three log members and three frontends of one region, every other flag at its default.
+// startLogmirror starts three log members and three frontends of one region, every other flag at its default but that
+// of the metrics, which tell how the load was packed.
 func startLogmirror(logsvc, frontend, directory string) (*system, error) {
 	s := &system{name: "logmirror"}
-	addresses, err := freePorts(2 * membersEach)
+	addresses, err := freePorts(4 * membersEach)
 	if err != nil {
 		return nil, err
 	}
-	members, clients := addresses[:membersEach], addresses[membersEach:]
+	members, clients, metrics := addresses[:membersEach], addresses[membersEach:2*membersEach], addresses[2*membersEach:]
 	var initial []string
 	for i, address := range members {
 		initial = append(initial, fmt.Sprintf("log-%d=%s", i, address))
 	}
 	start := func(name, binary, address string, more ...string) error {
 		p, err := startProcess(name, directory, binary, append([]string{"--name", name, "--region", "local",
-			"--listen", address, "--data-dir", filepath.Join(directory, name), "--log-level", "warn"}, more...)...)
+			"--listen", address, "--data-dir", filepath.Join(directory, name), "--log-level", "warn",
+			"--metrics-listen", metrics[len(s.processes)]}, more...)...)
 		if err == nil {
+			p.metrics = metrics[len(s.processes)]
 			s.processes = append(s.processes, p)
 		}
 		return err

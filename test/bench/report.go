@@ -10,41 +10,47 @@ import (
 
 // sample is what one system did and used in one round of one row.
 type sample struct {
-	OperationsPerSecond  float64 `json:"operations_per_second"`
-	P50Milliseconds      float64 `json:"p50_milliseconds"`
-	P99Milliseconds      float64 `json:"p99_milliseconds"`
-	CPUMicrosPerOp       float64 `json:"server_cpu_microseconds_per_operation"`
-	ResidentMegabytes    float64 `json:"server_resident_megabytes"`
-	AddedMegabytes       float64 `json:"added_megabytes,omitempty"` // rows about memory have this and the line before only
-	Operations           int     `json:"operations"`
-	Failures             int     `json:"failures"`
-	FirstFailure         string  `json:"first_failure,omitempty"`
-	MeasuredMilliseconds float64 `json:"measured_milliseconds"`
+	OperationsPerSecond float64 `json:"operations_per_second"`
+	P50Milliseconds     float64 `json:"p50_milliseconds"`
+	P99Milliseconds     float64 `json:"p99_milliseconds"`
+	CPUMicrosPerOp      float64 `json:"server_cpu_microseconds_per_operation"`
+	ResidentMegabytes   float64 `json:"server_resident_megabytes"`
+	// AnonymousMegabytes is the resident memory without mapped files, which the kernel takes back when it needs them.
+	AnonymousMegabytes float64 `json:"server_anonymous_megabytes"`
+	// SwitchesPerOp are voluntary context switches of the servers' threads: waits for something, counted exactly.
+	SwitchesPerOp float64 `json:"server_context_switches_per_operation"`
+	// DiskBytesPerOp are those that the whole machine wrote to its disks meanwhile: read it on a machine without other work.
+	DiskBytesPerOp float64 `json:"machine_disk_bytes_per_operation"`
+	// CountedPerOp are logmirror's own counters: batches that frontends handed over, groups that log members synced, read
+	// rounds.
+	CountedPerOp         map[string]float64 `json:"counted_per_operation,omitempty"`
+	AddedMegabytes       float64            `json:"added_megabytes,omitempty"` // rows about memory have this and the line before only
+	Operations           int                `json:"operations"`
+	Failures             int                `json:"failures"`
+	FirstFailure         string             `json:"first_failure,omitempty"`
+	MeasuredMilliseconds float64            `json:"measured_milliseconds"`
 }
 
 type meter struct {
 	system *system
 	began  time.Time
-	cpu    time.Duration
+	used   usage
 }
 
 func startMeter(s *system) (*meter, error) {
-	cpu, err := s.cpu()
-	return &meter{system: s, began: time.Now(), cpu: cpu}, err
+	used, err := s.usage()
+	return &meter{system: s, began: time.Now(), used: used}, err
 }
 
 // stop ends the measurement and makes a sample of what every client saw.
 func (m *meter) stop(latencies [][]time.Duration, failures []failure) (sample, error) {
 	elapsed := time.Since(m.began)
-	cpu, err := m.system.cpu()
+	used, err := m.system.usage()
 	if err != nil {
 		return sample{}, err
 	}
-	resident, err := m.system.residentBytes()
-	if err != nil {
-		return sample{}, err
-	}
-	result := sample{ResidentMegabytes: float64(resident) / 1e6, MeasuredMilliseconds: float64(elapsed) / 1e6}
+	result := sample{ResidentMegabytes: float64(used.resident) / 1e6, AnonymousMegabytes: float64(used.anonymous) / 1e6,
+		MeasuredMilliseconds: float64(elapsed) / 1e6}
 	for _, failed := range failures {
 		result.Failures += failed.count
 		if failed.first != nil && result.FirstFailure == "" {
@@ -60,7 +66,14 @@ func (m *meter) stop(latencies [][]time.Duration, failures []failure) (sample, e
 	result.OperationsPerSecond = float64(len(all)) / elapsed.Seconds()
 	result.P50Milliseconds = float64(all[len(all)/2]) / 1e6
 	result.P99Milliseconds = float64(all[len(all)*99/100]) / 1e6
-	result.CPUMicrosPerOp = float64((cpu - m.cpu).Microseconds()) / float64(len(all))
+	perOp := 1 / float64(len(all))
+	result.CPUMicrosPerOp = float64((used.cpu - m.used.cpu).Microseconds()) * perOp
+	result.SwitchesPerOp = float64(used.switches-m.used.switches) * perOp
+	result.DiskBytesPerOp = float64(used.machineDisk-m.used.machineDisk) * perOp
+	result.CountedPerOp = map[string]float64{}
+	for name, count := range used.counters {
+		result.CountedPerOp[name] = (count - m.used.counters[name]) * perOp
+	}
 	return result, nil
 }
 
@@ -84,27 +97,27 @@ type result struct {
 	Title       string   `json:"title"`
 	Connections int      `json:"connections"`
 	Clients     int      `json:"clients"`
-	Etcd        []sample `json:"etcd"`
+	Base        []sample `json:"base"`
 	Logmirror   []sample `json:"logmirror"`
-	// The ratios are logmirror's figure to etcd's of the same round, so that what else the machine did in it cancels out.
+	// The ratios are logmirror's figure to the base's of the same round, so that what else the machine did in it cancels out.
 	OperationsRatio spread `json:"operations_ratio"`
 	CPURatio        spread `json:"cpu_ratio"`
 	AddedRatio      spread `json:"added_memory_ratio,omitzero"`
 }
 
 // aboutMemory tells the rows that measure memory and nothing else.
-func (r *result) aboutMemory() bool { return len(r.Etcd) > 0 && r.Etcd[0].AddedMegabytes != 0 }
+func (r *result) aboutMemory() bool { return len(r.Base) > 0 && r.Base[0].AddedMegabytes != 0 }
 
 // finish computes the ratios; both systems have as many samples.
 func (r *result) finish() {
 	var operations, cpu, added []float64
-	for i := range r.Etcd {
+	for i := range r.Base {
 		if r.aboutMemory() {
-			added = append(added, r.Logmirror[i].AddedMegabytes/r.Etcd[i].AddedMegabytes)
+			added = append(added, r.Logmirror[i].AddedMegabytes/r.Base[i].AddedMegabytes)
 			continue
 		}
-		operations = append(operations, r.Logmirror[i].OperationsPerSecond/r.Etcd[i].OperationsPerSecond)
-		cpu = append(cpu, r.Logmirror[i].CPUMicrosPerOp/max(r.Etcd[i].CPUMicrosPerOp, 1e-3))
+		operations = append(operations, r.Logmirror[i].OperationsPerSecond/r.Base[i].OperationsPerSecond)
+		cpu = append(cpu, r.Logmirror[i].CPUMicrosPerOp/max(r.Base[i].CPUMicrosPerOp, 1e-3))
 	}
 	if r.aboutMemory() {
 		r.AddedRatio = spreadOf(added)
@@ -114,7 +127,7 @@ func (r *result) finish() {
 }
 
 func (r *result) failures() (n int, first string) {
-	for _, s := range slices.Concat(r.Etcd, r.Logmirror) {
+	for _, s := range slices.Concat(r.Base, r.Logmirror) {
 		if n += s.Failures; first == "" {
 			first = s.FirstFailure
 		}
@@ -134,6 +147,7 @@ func median(samples []sample, figure func(sample) float64) float64 {
 type report struct {
 	Machine  string    `json:"machine"`
 	Source   string    `json:"source"`
+	Base     string    `json:"base"` // what logmirror is measured against
 	Began    time.Time `json:"began"`
 	Rounds   int       `json:"rounds"`
 	Duration string    `json:"duration_of_a_round"`
@@ -146,9 +160,10 @@ func machine() string {
 }
 
 func (r *report) markdown(w io.Writer) error {
-	_, err := fmt.Fprintf(w, "%s; source %s; %d rounds of %s a row and system, medians; ratios logmirror / etcd, median (least–most)\n\n"+
-		"| operation | system | ops/s | p50 ms | p99 ms | server CPU µs/op | server RSS MB | ops/s ratio | CPU ratio | failed |\n"+
-		"|---|---|---|---|---|---|---|---|---|---|\n", r.Machine, r.Source, r.Rounds, r.Duration)
+	_, err := fmt.Fprintf(w, "%s; source %s; %d rounds of %s a row and system, medians; ratios logmirror / %s, median (least–most)\n\n"+
+		"| operation | system | ops/s | p50 ms | p99 ms | server CPU µs/op | switches/op | disk B/op | RSS MB (anonymous) "+
+		"| ops/s ratio | CPU ratio | failed |\n"+
+		"|---|---|---|---|---|---|---|---|---|---|---|---|\n", r.Machine, r.Source, r.Rounds, r.Duration, r.Base)
 	if err != nil {
 		return err
 	}
@@ -161,15 +176,18 @@ func (r *report) markdown(w io.Writer) error {
 			for _, s := range samples {
 				failed += s.Failures
 			}
-			_, err := fmt.Fprintf(w, "| %s | %s | %.0f | %.2f | %.2f | %.1f | %.0f | %s | %d |\n", title, name,
+			_, err := fmt.Fprintf(w, "| %s | %s | %.0f | %.2f | %.2f | %.1f | %.1f | %.0f | %.0f (%.0f) | %s | %d |\n", title, name,
 				median(samples, func(s sample) float64 { return s.OperationsPerSecond }),
 				median(samples, func(s sample) float64 { return s.P50Milliseconds }),
 				median(samples, func(s sample) float64 { return s.P99Milliseconds }),
 				median(samples, func(s sample) float64 { return s.CPUMicrosPerOp }),
-				median(samples, func(s sample) float64 { return s.ResidentMegabytes }), ratios, failed)
+				median(samples, func(s sample) float64 { return s.SwitchesPerOp }),
+				median(samples, func(s sample) float64 { return s.DiskBytesPerOp }),
+				median(samples, func(s sample) float64 { return s.ResidentMegabytes }),
+				median(samples, func(s sample) float64 { return s.AnonymousMegabytes }), ratios, failed)
 			return err
 		}
-		if err := line(row.Title, "etcd", row.Etcd, " | "); err != nil {
+		if err := line(row.Title, r.Base, row.Base, " | "); err != nil {
 			return err
 		}
 		ratios := fmt.Sprintf("%v | %v", row.OperationsRatio, row.CPURatio)
@@ -182,14 +200,14 @@ func (r *report) markdown(w io.Writer) error {
 
 // memoryMarkdown is the table of the rows about memory, if there are any.
 func (r *report) memoryMarkdown(w io.Writer) error {
-	heading := "\n| memory of idle servers, fresh in each round | etcd MB | logmirror MB | ratio |\n|---|---|---|---|\n"
+	heading := fmt.Sprintf("\n| memory of idle servers, fresh in each round | %s MB | logmirror MB | ratio |\n|---|---|---|---|\n", r.Base)
 	for _, row := range r.Rows {
 		if !row.aboutMemory() {
 			continue
 		}
 		added := func(s sample) float64 { return s.AddedMegabytes }
 		_, err := fmt.Fprintf(w, "%s| %s | %.1f | %.1f | %v |\n",
-			heading, row.Title, median(row.Etcd, added), median(row.Logmirror, added), row.AddedRatio)
+			heading, row.Title, median(row.Base, added), median(row.Logmirror, added), row.AddedRatio)
 		if err != nil {
 			return err
 		}

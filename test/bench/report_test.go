@@ -20,7 +20,7 @@ func TestSpread(t *testing.T) {
 // The ratio is taken round by round: a round in which the machine was slow for both does not move it.
 func TestRatioPairsRounds(t *testing.T) {
 	r := result{
-		Etcd:      []sample{{OperationsPerSecond: 100, CPUMicrosPerOp: 50}, {OperationsPerSecond: 10, CPUMicrosPerOp: 500}},
+		Base:      []sample{{OperationsPerSecond: 100, CPUMicrosPerOp: 50}, {OperationsPerSecond: 10, CPUMicrosPerOp: 500}},
 		Logmirror: []sample{{OperationsPerSecond: 200, CPUMicrosPerOp: 25}, {OperationsPerSecond: 20, CPUMicrosPerOp: 250}},
 	}
 	r.finish()

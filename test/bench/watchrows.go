@@ -82,7 +82,7 @@ func runMemoryRow(ctx context.Context, r row, o options, directory string) (*res
 				return nil, err
 			}
 			if name == "etcd" {
-				measured.Etcd = append(measured.Etcd, one)
+				measured.Base = append(measured.Base, one)
 			} else {
 				measured.Logmirror = append(measured.Logmirror, one)
 			}
@@ -113,7 +113,7 @@ func idleRound(ctx context.Context, s *system, r row) (sample, error) {
 	if err := pause(ctx, memorySettle); err != nil {
 		return sample{}, err
 	}
-	before, err := s.residentBytes()
+	before, err := s.usage()
 	if err != nil {
 		return sample{}, err
 	}
@@ -123,11 +123,12 @@ func idleRound(ctx context.Context, s *system, r row) (sample, error) {
 	if err := pause(ctx, memorySettle); err != nil {
 		return sample{}, err
 	}
-	after, err := s.residentBytes()
+	after, err := s.usage()
 	if err != nil {
 		return sample{}, err
 	}
-	return sample{ResidentMegabytes: float64(after) / 1e6, AddedMegabytes: float64(after-before) / 1e6}, nil
+	return sample{ResidentMegabytes: float64(after.resident) / 1e6, AnonymousMegabytes: float64(after.anonymous) / 1e6,
+		AddedMegabytes: float64(after.resident-before.resident) / 1e6}, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
