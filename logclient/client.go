@@ -39,8 +39,8 @@ type Client struct {
 	connections map[string]*connection
 	rounds      map[string]*roundStream
 	roundsOpen  int
-	// clusterID and epoch are zero until known; then they stay.
-	clusterID, epoch uint64
+	// clusterID and epoch are zero until known; then they stay. Written under mu.
+	clusterID, epoch atomic.Uint64
 	membership       *logv1.Membership
 	// unreachableSince is when the last member that answered was lost; zero while one answers.
 	unreachableSince time.Time
@@ -103,10 +103,10 @@ func Open(config Config) (*Client, error) {
 		changed:          make(chan struct{}),
 		connections:      make(map[string]*connection),
 		rounds:           make(map[string]*roundStream),
-		clusterID:        config.ClusterID,
-		epoch:            config.Epoch,
 		unreachableSince: now,
 	}
+	c.clusterID.Store(config.ClusterID)
+	c.epoch.Store(config.Epoch)
 	c.goroutines.Go(c.probeLoop)
 	c.goroutines.Go(c.saveLoop)
 	return c, nil
@@ -137,9 +137,7 @@ func (c *Client) fail(err error) { c.cancel(err) }
 
 // Identity returns the cluster id and epoch of the log; zero while no member has told them.
 func (c *Client) Identity() (clusterID, epoch uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.clusterID, c.epoch
+	return c.clusterID.Load(), c.epoch.Load()
 }
 
 // Unreachable tells since when no member answers; false if one does.
@@ -175,19 +173,20 @@ func (c *Client) handshake() *logv1.Handshake {
 func (c *Client) checkHandshake(h *logv1.Handshake) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.clusterID != 0 && h.GetClusterId() != 0 && h.GetClusterId() != c.clusterID {
-		return fmt.Errorf("%w: member %q is of cluster %016x, wanted %016x", ErrOtherLog, h.GetName(), h.GetClusterId(), c.clusterID)
+	clusterID, epoch := c.Identity()
+	if clusterID != 0 && h.GetClusterId() != 0 && h.GetClusterId() != clusterID {
+		return fmt.Errorf("%w: member %q is of cluster %016x, wanted %016x", ErrOtherLog, h.GetName(), h.GetClusterId(), clusterID)
 	}
-	if c.epoch != 0 && h.GetEpoch() != 0 && h.GetEpoch() != c.epoch {
-		return fmt.Errorf("%w: member %q is of epoch %d, wanted %d", ErrOtherLog, h.GetName(), h.GetEpoch(), c.epoch)
+	if epoch != 0 && h.GetEpoch() != 0 && h.GetEpoch() != epoch {
+		return fmt.Errorf("%w: member %q is of epoch %d, wanted %d", ErrOtherLog, h.GetName(), h.GetEpoch(), epoch)
 	}
-	if c.clusterID == 0 && h.GetClusterId() != 0 {
-		c.clusterID = h.GetClusterId()
+	if clusterID == 0 && h.GetClusterId() != 0 {
+		c.clusterID.Store(h.GetClusterId())
 		// A member list that was learned before can be saved now.
 		c.saveSoon()
 	}
-	if c.epoch == 0 {
-		c.epoch = h.GetEpoch()
+	if epoch == 0 {
+		c.epoch.Store(h.GetEpoch())
 	}
 	return nil
 }

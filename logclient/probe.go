@@ -107,8 +107,9 @@ func (c *Client) saveLoop() {
 		case <-c.membersChanged:
 		}
 		c.mu.Lock()
-		clusterID, epoch, membership := c.clusterID, c.epoch, c.membership
+		membership := c.membership
 		c.mu.Unlock()
+		clusterID, epoch := c.Identity()
 		if c.config.MembersFile == "" || clusterID == 0 || membership == nil {
 			continue
 		}

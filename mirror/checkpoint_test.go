@@ -276,7 +276,7 @@ func TestImageBeforeTheFirstSession(t *testing.T) {
 
 // TestNotReadyWhileFarBehind: a mirror that catches up for longer than it may be old says so, and is ready once it has.
 func TestNotReadyWhileFarBehind(t *testing.T) {
-	r := &rounds{mirror: &Mirror{ready: make(chan struct{})}, known: false}
+	r := &rounds{mirror: &Mirror{ready: make(chan struct{})}}
 	now := time.Duration(0)
 	r.mirror.config.Clock = func() time.Duration { return now }
 	r.mirror.config.ReadyAgeMax = 10 * time.Second

@@ -3,7 +3,9 @@ package mirror
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -87,9 +89,9 @@ type rounds struct {
 	failed bool
 	// answered are rounds whose index is not applied yet, in no order.
 	answered []answeredRound
-	// freshest is the latest start of a round whose index is applied.
-	freshest time.Duration
-	known    bool
+	// freshest is the latest start of a round whose index is applied, known whether there is one. Written under mu.
+	freshest atomic.Int64
+	known    atomic.Bool
 	// ready: at some time since the start the state was known to be fresh enough to serve.
 	ready bool
 }
@@ -149,12 +151,16 @@ func (r *rounds) run() {
 	defer underWay.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for shared := 0; ; {
 		select {
 		case <-m.ctx.Done():
 			return
 		case <-r.poke:
 		case <-timer.C:
+		}
+		if shared > 1 {
+			// Whoever is about to ask joins first: on a busy machine many are.
+			runtime.Gosched()
 		}
 		for {
 			now := m.config.Clock()
@@ -172,6 +178,7 @@ func (r *rounds) run() {
 				}
 				break
 			}
+			shared = len(readers)
 			underWay.Go(func() { r.round(readers, now, timeout) })
 		}
 	}
@@ -217,18 +224,17 @@ func (r *rounds) applied(index uint64) {
 			kept = append(kept, a)
 			continue
 		}
-		r.freshest = max(r.freshest, a.began)
-		r.known = true
+		r.freshest.Store(max(r.freshest.Load(), int64(a.began)))
+		r.known.Store(true)
 	}
 	r.answered = kept
-	if r.known && !r.ready && r.mirror.config.Clock()-r.freshest <= r.mirror.config.ReadyAgeMax {
+	if r.known.Load() && !r.ready && r.mirror.config.Clock()-time.Duration(r.freshest.Load()) <= r.mirror.config.ReadyAgeMax {
 		r.ready = true
 		close(r.mirror.ready)
 	}
 }
 
 func (r *rounds) age() (time.Duration, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.mirror.config.Clock() - r.freshest, r.known
+	known := r.known.Load()
+	return r.mirror.config.Clock() - time.Duration(r.freshest.Load()), known
 }

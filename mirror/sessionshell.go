@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
@@ -22,6 +23,9 @@ type sessions struct {
 	timer    *time.Timer
 	// armed is when the timer fires, on Config.Clock; zero when it does not.
 	armed time.Duration
+
+	// present is the core's incarnation and session, to be read without the lock.
+	present atomic.Pointer[Identity]
 }
 
 func newSessions(m *Mirror) *sessions {
@@ -66,6 +70,9 @@ func (s *sessions) step(event sessionEvent) {
 // do carries out the effects of a step. The caller holds the lock.
 func (s *sessions) do(effects *sessionEffects) {
 	m := s.mirror
+	if id := s.identity(); id.Incarnation != s.core.incarnation || id.Session != s.core.session {
+		s.present.Store(&Identity{Incarnation: s.core.incarnation, Session: s.core.session})
+	}
 	if len(effects.send) > 0 {
 		m.metrics.proposals.Add(float64(len(effects.send)))
 		s.appender.Send(effects.send...)
@@ -138,9 +145,10 @@ func (s *sessions) AppendRejected(rejections []*logv1.AppendRejection) {
 }
 
 func (s *sessions) identity() Identity {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return Identity{Incarnation: s.core.incarnation, Session: s.core.session}
+	if present := s.present.Load(); present != nil {
+		return *present
+	}
+	return Identity{}
 }
 
 func (s *sessions) holder() (uint64, time.Duration, bool) {

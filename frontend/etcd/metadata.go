@@ -37,9 +37,10 @@ const (
 	AgeKey         = "logmirror-age-microseconds"
 )
 
-// asked returns the last value of a metadata key; empty if there is none.
-func asked(md metadata.MD, key string) string {
-	if values := md.Get(key); len(values) > 0 {
+// asked returns the last value of a key of the request's metadata; empty if there is none. It copies nothing but that
+// value, unlike metadata.FromIncomingContext.
+func asked(ctx context.Context, key string) string {
+	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
 		return values[len(values)-1]
 	}
 	return ""
@@ -52,11 +53,7 @@ func badMetadata(key, value string, err error) error {
 // readConsistency returns what a read asks for: the request's own serializable field, and metadata over it.
 func readConsistency(ctx context.Context, serializable bool) (serving.Consistency, error) {
 	c := serving.Consistency{Linearizable: !serializable}
-	md, ok := metadata.FromIncomingContext(ctx)
-	if !ok {
-		return c, nil
-	}
-	switch value := asked(md, ConsistencyKey); value {
+	switch value := asked(ctx, ConsistencyKey); value {
 	case "":
 	case "linearizable":
 		c.Linearizable = true
@@ -72,7 +69,7 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 		{MinRevisionKey, func(n int64) { c.MinRevision = n }},
 		{MaxStalenessKey, func(n int64) { c.MaxStaleness = milliseconds(n) }},
 	} {
-		value := asked(md, number.key)
+		value := asked(ctx, number.key)
 		if value == "" {
 			continue
 		}
@@ -82,7 +79,7 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 		}
 		number.set(n)
 	}
-	if value := asked(md, TokenKey); value != "" {
+	if value := asked(ctx, TokenKey); value != "" {
 		token, err := serving.ParseToken(value)
 		if err != nil {
 			return c, badMetadata(TokenKey, value, err)
@@ -99,21 +96,17 @@ func milliseconds(n int64) time.Duration {
 
 func writeOptions(ctx context.Context) (serving.WriteOptions, error) {
 	var o serving.WriteOptions
-	md, ok := metadata.FromIncomingContext(ctx)
-	if !ok {
-		return o, nil
-	}
-	o.RequestID = asked(md, RequestIDKey)
-	if value := asked(md, WaitForLogKey); value != "" {
+	o.RequestID = asked(ctx, RequestIDKey)
+	if value := asked(ctx, WaitForLogKey); value != "" {
 		wait, err := strconv.ParseBool(value)
 		if err != nil {
 			return o, badMetadata(WaitForLogKey, value, errors.New(`want "true" or "false"`))
 		}
 		o.WaitForLog = wait
 	}
-	if value := asked(md, SyncRegionsKey); value != "" {
+	if value := asked(ctx, SyncRegionsKey); value != "" {
 		timeout, err := int64(0), error(nil)
-		if value := asked(md, SyncTimeoutKey); value != "" {
+		if value := asked(ctx, SyncTimeoutKey); value != "" {
 			if timeout, err = strconv.ParseInt(value, 10, 64); err != nil {
 				return o, badMetadata(SyncTimeoutKey, value, errors.New("want a number"))
 			}

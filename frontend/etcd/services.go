@@ -7,7 +7,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/delivery"
@@ -75,8 +74,7 @@ func Register(server grpc.ServiceRegistrar, c Config) {
 
 // requireLeader refuses a call that asks for a leader while the log is out of reach.
 func (s *services) requireLeader(ctx context.Context) error {
-	md, ok := metadata.FromIncomingContext(ctx)
-	if ok && asked(md, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader && !s.logReachable() {
+	if asked(ctx, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader && !s.logReachable() {
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil

@@ -18,7 +18,12 @@ func (f Facts) Token() Token {
 
 // String returns the text form, "<cluster id in hex>-<epoch>-<log index>".
 func (t Token) String() string {
-	return fmt.Sprintf("%016x-%d-%d", t.ClusterID, t.Epoch, t.LogIndex)
+	b := make([]byte, 0, 64)
+	for shift := 60; shift >= 0; shift -= 4 {
+		b = append(b, "0123456789abcdef"[t.ClusterID>>shift&15])
+	}
+	b = strconv.AppendUint(append(b, '-'), t.Epoch, 10)
+	return string(strconv.AppendUint(append(b, '-'), t.LogIndex, 10))
 }
 
 // ParseToken reads the text form.
