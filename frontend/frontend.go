@@ -193,7 +193,8 @@ func (s *Server) newObservers(machine *statemachine.Machine, m *mirror.Mirror) [
 		ProgressInterval: s.config.WatchProgressInterval, Logger: s.logger, Registerer: s.config.Registerer,
 	})
 	s.keeper = keeper.New(keeper.Config{
-		Mirror: keeperMirror{m}, Leases: machine, Clock: s.config.Clock, AskOwner: s.askOwner,
+		Mirror: keeperMirror{m}, Leases: machine, FrontendID: m.Identity().FrontendID,
+		Clock: s.config.Clock, AskOwner: s.askOwner,
 		Logger: s.logger, Registerer: s.config.Registerer,
 	})
 	return []mirror.Observer{s.region, s.hub, s.keeper}
