@@ -55,9 +55,17 @@ func newSessions(m *Mirror) *sessions {
 func (s *sessions) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(time.Hour, func() { s.step(sessionEvent{kind: eventTimer}) })
+	s.timer = time.AfterFunc(time.Hour, s.fire)
 	// The handler's first call waits for the lock.
 	s.appender = s.mirror.client.Appender(s)
+}
+
+// fire takes the time. Config.Clock may not have got as far as the timer: then the rest is waited for.
+func (s *sessions) fire() {
+	s.mu.Lock()
+	s.armed = 0
+	s.do(s.core.step(sessionEvent{kind: eventTimer}, s.mirror.config.Clock()))
+	s.mu.Unlock()
 }
 
 // step takes one event and does what it asks for.
