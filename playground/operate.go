@@ -45,6 +45,15 @@ func (c *Cluster) KillFrontend(region string) error {
 	return p.end((*frontend.Server).Kill)
 }
 
+// StopFrontend ends the frontend of a region in order.
+func (c *Cluster) StopFrontend(region string) error {
+	p, err := find(c.frontends, "frontend-"+region)
+	if err != nil {
+		return err
+	}
+	return p.end((*frontend.Server).Stop)
+}
+
 // RestartFrontend starts the frontend of a region that was killed or stopped.
 func (c *Cluster) RestartFrontend(region string) error {
 	p, err := find(c.frontends, "frontend-"+region)

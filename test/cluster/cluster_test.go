@@ -46,18 +46,24 @@ type region struct {
 
 // bubble runs a test against a cluster of us, eu and ap, led from us, that has settled.
 func bubble(t *testing.T, publication logservice.Publication, test func(t *testing.T, c *virtual)) {
+	bubbleWith(t, func(config *playground.Config) { config.Publication = publication }, test)
+}
+
+// bubbleWith lets the test change what the cluster is made of; it is called within the bubble.
+func bubbleWith(t *testing.T, change func(*playground.Config), test func(t *testing.T, c *virtual)) {
 	data := t.TempDir() // outside of the bubble, which must not outlive it
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		cluster, err := playground.Start(playground.Config{
+		config := playground.Config{
 			InMemory:     true,
 			DataDir:      data,
 			FS:           disk.NewMemory(1),
 			LeaderRegion: "us",
-			Publication:  publication,
 			Clock:        func() time.Duration { return time.Since(start) },
 			Logger:       slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
-		})
+		}
+		change(&config)
+		cluster, err := playground.Start(config)
 		if err != nil {
 			t.Fatal(err)
 		}
