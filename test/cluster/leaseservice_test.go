@@ -41,7 +41,7 @@ func TestTimeToLiveAsksTheOwner(t *testing.T) {
 				t.Fatalf("%s: %v", region, err)
 			}
 			// Half the way to the owner later than the question, in whole seconds.
-			left := r.last(time.Time{}).at.Add(ttl).Sub(time.Now())
+			left := time.Until(r.last(time.Time{}).at.Add(ttl))
 			if got := answer.GetTtlSeconds(); got != int64(left/time.Second) && got != int64(left/time.Second)+1 {
 				t.Errorf("%s: %d s left, want %v", region, got, left)
 			}
