@@ -89,6 +89,7 @@ var mayImport = map[string]struct {
 	"cmd/frontend":             {[]string{"frontend", "internal"}, "flags, wiring and signals only"},
 	"cmd/kvctl":                {[]string{"cmd/kvctl", "client", "playground", "logservice/segment", "statemachine/image", "internal"}, "the command line is a client, plus offline tools"},
 	"test":                     {[]string{"*"}, "tests may look at everything"},
+	"logservice/checkpoint":    {[]string{"internal/disk"}, "checkpoints on disk are bytes with a name"},
 }
 
 func room(name string) (best string) {
