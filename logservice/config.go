@@ -67,6 +67,19 @@ type Config struct {
 	// TailHeartbeat is the longest time between two messages of a tail; zero for 500 ms.
 	TailHeartbeat time.Duration
 
+	// CheckpointLogBytes is how much log there may be above the newest checkpoint before another one is asked for, and
+	// CheckpointAge how much time; zero for 256 MiB and 24 h. A negative age stands for none.
+	CheckpointLogBytes int64
+	CheckpointAge      time.Duration
+	// CheckpointTimeout is the time to make and copy a checkpoint; zero for 10 minutes.
+	CheckpointTimeout time.Duration
+	// MaxCheckpointBytes bounds one checkpoint; zero for 16 GiB.
+	MaxCheckpointBytes int64
+	// TailBytes is how much log is kept, as far as checkpoints let it be trimmed; zero for 1 GiB. What is older than
+	// TailAge is not kept even where there is room; zero for no such bound.
+	TailBytes int64
+	TailAge   time.Duration
+
 	// Version is told in status.
 	Version    string
 	Logger     *slog.Logger
@@ -110,6 +123,15 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.TickInterval == 0 {
 		c.TickInterval = 50 * time.Millisecond
+	}
+	if c.CheckpointLogBytes < 0 || c.CheckpointTimeout < 0 || c.MaxCheckpointBytes < 0 || c.TailBytes < 0 || c.TailAge < 0 {
+		return c, errors.New("logservice: bounds of checkpoints and of the tail must not be negative")
+	}
+	if c.CheckpointAge == 0 {
+		c.CheckpointAge = 24 * time.Hour
+	}
+	if c.CheckpointTimeout == 0 {
+		c.CheckpointTimeout = 10 * time.Minute
 	}
 	if c.TailMemoryBytes == 0 {
 		c.TailMemoryBytes = 32 << 20

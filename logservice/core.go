@@ -70,6 +70,22 @@ type MemberConfig struct {
 	MaxGroupBytes int
 	// MaxMemoryBytes bounds the durable entries that are kept in memory.
 	MaxMemoryBytes int
+	// CheckpointLogBytes is how much log there may be above the newest sealed checkpoint before another one is asked for;
+	// CheckpointAge how much log time. Zero for 256 MiB, and for no bound by age.
+	CheckpointLogBytes int64
+	CheckpointAge      time.Duration
+	// CheckpointTicks is the interval of all that has to do with checkpoints, CheckpointTimeoutTicks the time to make and
+	// copy one, CheckpointRestTicks the least time between two requests.
+	CheckpointTicks, CheckpointTimeoutTicks, CheckpointRestTicks int
+	// SessionSilence is the log time after which a silent session is not asked for a checkpoint; MaxSessions bounds those
+	// that are known.
+	SessionSilence time.Duration
+	MaxSessions    int
+	// TailBytes is how much log is kept for those who come late, above a sealed checkpoint or below; zero for 1 GiB.
+	// TailAge is the log time after which what is below a sealed checkpoint is not kept any longer; zero for no such
+	// bound. MaxPinBytes is how much more is kept for those who are reading; zero for as much as TailBytes.
+	TailBytes, MaxPinBytes int64
+	TailAge                time.Duration
 	// RecordInterval is the number of applied entries after which the record is written again, so that a restart has
 	// little to apply.
 	RecordInterval uint64
@@ -86,11 +102,24 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		{&c.MaxRounds, 32}, {&c.MaxWaitingReads, 65536}, {&c.MaxPayloadBytes, 4 << 20},
 		{&c.MaxStreamBytes, 16 << 20}, {&c.MaxForwardBytes, 64 << 20}, {&c.MaxUncommittedBytes, 64 << 20},
 		{&c.MaxMessageBytes, 1 << 20}, {&c.MaxInflightBytes, 32 << 20}, {&c.MaxGroupBytes, 8 << 20},
-		{&c.MaxMemoryBytes, 32 << 20},
+		{&c.MaxMemoryBytes, 32 << 20}, {&c.CheckpointTicks, 10}, {&c.CheckpointTimeoutTicks, 12_000},
+		{&c.CheckpointRestTicks, 200}, {&c.MaxSessions, 1024},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
+	}
+	if c.CheckpointLogBytes == 0 {
+		c.CheckpointLogBytes = 256 << 20
+	}
+	if c.TailBytes == 0 {
+		c.TailBytes = 1 << 30
+	}
+	if c.MaxPinBytes == 0 {
+		c.MaxPinBytes = c.TailBytes
+	}
+	if c.SessionSilence == 0 {
+		c.SessionSilence = 30 * time.Second
 	}
 	if c.RecordInterval == 0 {
 		c.RecordInterval = 10_000
@@ -158,6 +187,8 @@ type Member struct {
 	resigning     bool
 	// heartbeatAnswers are the members that answered a heartbeat in this step.
 	heartbeatAnswers []uint64
+	sessions         *sessionTable
+	checkpoints      checkpoints
 
 	effects *Effects
 }
@@ -187,9 +218,11 @@ func NewMember(config MemberConfig) (*Member, error) {
 		rounds:   rounds{nextID: config.Nonce},
 		changes:  changes{nextRequest: config.Nonce},
 		inFlight: newInFlight(config.MaxStreamBytes, config.MaxForwardBytes, 10*config.ElectionTicks),
-		effects:  &Effects{}}
+		sessions: newSessionTable(config.MaxSessions), checkpoints: newCheckpoints(),
+		effects: &Effects{}}
 	m.elections.heard = map[uint64]int{}
 	m.groups.commit, m.groups.term, m.groups.vote = hard.Commit, hard.Term, hard.Vote
+	m.groups.recorded, m.sessions.latest = record.applied, record.stamp
 	if err := m.loadConfChanges(); err != nil {
 		return nil, err
 	}
@@ -234,6 +267,7 @@ func (m *Member) loadConfChanges() error {
 
 // loadClusterID reads the log's name out of it, where a crash came between the publication of GENESIS and the record.
 func (m *Member) loadClusterID() error {
+	// The log can't have been trimmed without its name: a checkpoint is above it.
 	for index := m.log.storage.FirstIndex(); m.record.clusterID == 0 && index <= m.log.published; index++ {
 		entries, err := m.log.Entries(index, index+1, 1)
 		if err != nil {
@@ -297,6 +331,16 @@ func (m *Member) handle(event Event) {
 		m.unsent(e.To, e.Frames)
 	case Introduced:
 		m.introduced(e.Member, e.Region)
+	case OfferCheckpoint:
+		m.offerCheckpoint(e)
+	case HeldCheckpoints:
+		m.heldCheckpoints(e.Names)
+	case FetchedCheckpoint:
+		m.fetchedCheckpoint(e.Name, e.Err)
+	case AskCheckpoint:
+		m.askCheckpoint(e.Token)
+	case Pinned:
+		m.checkpoints.pinned = e.Index
 	case Campaign:
 		if err := m.raft.Campaign(); err != nil {
 			m.config.Logger.Debug("raft did not campaign", "error", err)
@@ -310,6 +354,7 @@ func (m *Member) tick() {
 	m.tickRounds()
 	m.tickElections()
 	m.tickChanges()
+	m.tickCheckpoints()
 	if g := &m.groups; g.retryAt != 0 && m.ticks >= g.retryAt {
 		g.retryAt, g.since = 0, m.ticks
 		m.effects.Append = g.writing
@@ -366,6 +411,7 @@ func (m *Member) observe() bool {
 	}
 	if now.lead != 0 && now.lead != before.lead {
 		m.lastLeader = now.lead
+		m.checkpoints.tellAt = m.ticks
 		m.heardLeader()
 		m.repeatRounds()
 		m.tickTransfers()
@@ -386,6 +432,7 @@ func (m *Member) leaderName(id uint64) string {
 
 // becameLeader starts log time for the term, and names the log if it has no name.
 func (m *Member) becameLeader() {
+	m.checkpoints.becameLeader(m.ticks)
 	m.elections.preferredSince, m.elections.policyRestAt, m.elections.leadingSince = 0, 0, m.ticks
 	for _, id := range m.voters {
 		m.elections.heard[id] = m.ticks
@@ -413,9 +460,10 @@ func (m *Member) becameLeader() {
 	}
 }
 
-// lastStamp finds the stamp of the last envelope in the log; false where there is none.
+// lastStamp finds the stamp of the last envelope in the log; false where there is none. What is applied need not be there
+// any more: it may have been trimmed, or never have been here.
 func (m *Member) lastStamp() (uint64, bool) {
-	for index := m.log.last; index >= m.log.storage.FirstIndex(); index-- {
+	for index := m.log.last; index > m.applied; index-- {
 		entries, err := m.log.Entries(index, index+1, 1)
 		if err != nil {
 			return 0, false
@@ -426,7 +474,7 @@ func (m *Member) lastStamp() (uint64, bool) {
 			}
 		}
 	}
-	return 0, false
+	return m.record.stamp, m.record.stamp != 0
 }
 
 // learnCluster keeps the name of the log.
@@ -497,6 +545,7 @@ type MemberState struct {
 	NoSpace, Stalled bool
 	InFlightBytes    int
 	Rounds           int
+	Checkpoints      CheckpointState
 }
 
 // State describes the member as it is between two steps.
@@ -506,6 +555,7 @@ func (m *Member) State() MemberState {
 		Commit: status.GetCommit(), Published: m.log.published, First: m.log.storage.FirstIndex(), Last: m.log.last,
 		NoSpace: m.noSpace, Stalled: m.stalledTicks() >= m.config.StallTicks,
 		InFlightBytes: m.inFlight.bytes, Rounds: len(m.rounds.flying)}
+	s.Checkpoints = m.checkpointState()
 	if s.IsLeader {
 		s.Matches = m.matches()
 	}

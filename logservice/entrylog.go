@@ -1,6 +1,7 @@
 package logservice
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -122,6 +123,9 @@ func (l *entryLog) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 	}
 	if first := l.firstInMemory(); lo < first {
 		stored, err := l.storage.Entries(lo, min(hi, first), int(min(maxSize, 1<<30)))
+		if errors.Is(err, errTrimmed) {
+			return nil, raft.ErrCompacted
+		}
 		if err != nil {
 			return nil, l.fail(fmt.Errorf("read entries [%d,%d): %w", lo, hi, err))
 		}
@@ -144,10 +148,11 @@ func (l *entryLog) Term(index uint64) (uint64, error) {
 		return 0, raft.ErrUnavailable
 	case index >= l.firstInMemory():
 		return l.entries[index-l.firstInMemory()].GetTerm(), nil
-	case index < l.storage.FirstIndex():
-		return 0, raft.ErrCompacted
 	}
 	term, err := l.storage.Term(index)
+	if errors.Is(err, errTrimmed) {
+		return 0, raft.ErrCompacted
+	}
 	if err != nil {
 		return 0, l.fail(fmt.Errorf("read term of entry %d: %w", index, err))
 	}

@@ -70,6 +70,28 @@ type Introduced struct {
 	Region string
 }
 
+// OfferCheckpoint says that a builder has come with a checkpoint. Each token is answered once, in Effects.Offers.
+type OfferCheckpoint struct {
+	Token   uint64
+	Session uint64
+	Name    CheckpointName
+}
+
+// HeldCheckpoints tells what this member's store of checkpoints holds durably, all of it.
+type HeldCheckpoints struct{ Names []CheckpointName }
+
+// FetchedCheckpoint answers Effects.Fetch. Where Err is nil, the store holds the checkpoint (HeldCheckpoints came before).
+type FetchedCheckpoint struct {
+	Name CheckpointName
+	Err  error
+}
+
+// AskCheckpoint asks for a checkpoint of the log as it is now. Each token is answered once, in Effects.Checkpoints.
+type AskCheckpoint struct{ Token uint64 }
+
+// Pinned tells the first index that somebody still needs who reads from this member; zero for nothing.
+type Pinned struct{ Index uint64 }
+
 // Campaign starts an election at once, for simulations and tests.
 type Campaign struct{}
 
@@ -86,6 +108,12 @@ func (Unreachable) event()      {}
 func (Unsent) event()           {}
 func (Introduced) event()       {}
 func (Campaign) event()         {}
+
+func (OfferCheckpoint) event()   {}
+func (HeldCheckpoints) event()   {}
+func (FetchedCheckpoint) event() {}
+func (AskCheckpoint) event()     {}
+func (Pinned) event()            {}
 
 // Effects is what a Member wants done after a Step, all of it, by whoever drives it. The receiver owns the slices;
 // what they point to is shared with the member and must not be modified.
@@ -112,6 +140,18 @@ type Effects struct {
 	Changes []ChangeResult
 	// Removed says that this member has applied its own removal: it is to end.
 	Removed bool
+	// Offers are answers to OfferCheckpoint.
+	Offers []OfferResult
+	// Checkpoints are answers to AskCheckpoint.
+	Checkpoints []CheckpointResult
+	// Fetch is a checkpoint that is to be fetched from another member; nil for none. It is answered by FetchedCheckpoint,
+	// and no other comes before that answer.
+	Fetch *FetchCheckpoint
+	// Remove are checkpoints that are needed no more.
+	Remove []CheckpointName
+	// Trim is the index up to which the log may be trimmed; zero for nothing new. A write of the log and a trim may take
+	// turns in any order.
+	Trim uint64
 	// MembershipChanged says that Member.Membership has a new value.
 	MembershipChanged bool
 	// Failure, where it is not nil, is why this member can't go on. It must not be stepped again.
@@ -136,6 +176,28 @@ type RoundResult struct {
 	Token   uint64
 	Index   uint64
 	Failure string
+}
+
+// OfferResult answers OfferCheckpoint.
+type OfferResult struct {
+	Token uint64
+	// Held says that this member holds the bytes already.
+	Held bool
+	// Err says why the offer is not taken.
+	Err error
+}
+
+// CheckpointResult answers AskCheckpoint.
+type CheckpointResult struct {
+	Token uint64
+	Name  CheckpointName
+	Err   error
+}
+
+// FetchCheckpoint names a checkpoint and the members that hold it.
+type FetchCheckpoint struct {
+	Name    CheckpointName
+	Holders []uint64
 }
 
 // TransferResult answers Transfer with the leader that this member knows by then.

@@ -22,8 +22,10 @@ type groups struct {
 	since    int
 	// retryAt is the tick at which a group that found no space is handed out again; zero for none.
 	retryAt int
-	// record is written with the next group.
-	record []byte
+	// record is written with the next group; recordApplied is the index that it stands for, recordWriting that of the one
+	// in the group being written, recorded that of the last one that is durable.
+	record                                 []byte
+	recordApplied, recordWriting, recorded uint64
 	// pressing is set when something in queue has to be on the disk soon; lazyAt is the tick at which the rest, which is
 	// commit indexes alone, is written too.
 	pressing bool
@@ -94,6 +96,7 @@ func (m *Member) startGroup() {
 	}
 	if n == len(g.queue) {
 		group.Membership, g.record = g.record, nil
+		g.recordWriting = g.recordApplied
 	}
 	g.writing, g.since = group, m.ticks
 	g.messages = g.queue[:n:n]
@@ -126,6 +129,9 @@ func (m *Member) storageDone(err error) {
 	g.written += uint64(len(messages))
 	if group.HardState != (HardState{}) {
 		g.commit = group.HardState.Commit
+	}
+	if group.Membership != nil {
+		g.recorded = g.recordWriting
 	}
 	if n := len(group.Entries); n > 0 {
 		m.log.setStable(min(group.Entries[n-1].Index, m.uncutIndex()))
@@ -211,6 +217,8 @@ func (m *Member) applyCommitted() (progress bool) {
 func (m *Member) applyEntry(e *raftpb.Entry) {
 	if isConfChange(e) {
 		m.applyConfChange(e)
+	} else if h, ok := parseEnvelope(e.GetData()); ok {
+		m.applyEnvelope(e, h)
 	}
 	m.applied = max(m.applied, e.GetIndex())
 	if m.applied >= m.record.applied+m.config.RecordInterval {
@@ -257,7 +265,7 @@ func (m *Member) applyConfChange(e *raftpb.Entry) {
 // saveRecord writes the record with the next group.
 func (m *Member) saveRecord() {
 	m.record.applied = m.applied
-	m.groups.record = m.record.encode()
+	m.groups.record, m.groups.recordApplied = m.record.encode(), m.applied
 }
 
 func isConfChange(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -29,8 +28,8 @@ func (s *Server) loop() {
 		case q := <-s.queries:
 			q(s.member)
 			continue
-		case <-ticker.C:
-			events = append(events, Tick{})
+		case now := <-ticker.C:
+			events = append(events, Pinned{s.pins.lowest(now)}, Tick{})
 		case err := <-s.written:
 			events = append(events, StorageDone{err})
 		case more := <-s.events:
@@ -76,7 +75,7 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 	}
 	s.published.advance(effects)
 	for _, r := range effects.Rejections {
-		s.answers.reject(r)
+		s.answers.streams.call(r.Stream, r.Rejection)
 	}
 	for _, r := range effects.Rounds {
 		s.answers.rounds.settle(r.Token, r)
@@ -90,6 +89,7 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 	if effects.Removed {
 		s.removed()
 	}
+	s.performCheckpoints(effects)
 	return events
 }
 
@@ -132,95 +132,12 @@ func (s *Server) write() {
 			}
 			s.metrics.wrote(group, time.Since(began))
 			s.written <- err // has room: one group at a time
+		case index := <-s.trims:
+			if err := s.storage.Trim(index); err != nil {
+				s.fail(fmt.Errorf("logservice: trim the log: %w", err))
+				return
+			}
 		}
-	}
-}
-
-// answers routes what the loop has to say to those who wait for it.
-type answers struct {
-	mu        sync.Mutex
-	next      uint64
-	streams   map[uint64]func(*logv1.AppendRejection)
-	rounds    expected[RoundResult]
-	transfers expected[TransferResult]
-	changes   expected[ChangeResult]
-}
-
-// expected routes answers that come once each.
-type expected[T any] struct {
-	mu       sync.Mutex
-	next     uint64
-	answered map[uint64]func(T)
-}
-
-// expect returns the token of a question. answered is called once and must not block.
-func (e *expected[T]) expect(answered func(T)) (token uint64) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.answered == nil {
-		e.answered = map[uint64]func(T){}
-	}
-	e.next++
-	e.answered[e.next] = answered
-	return e.next
-}
-
-func (e *expected[T]) settle(token uint64, answer T) {
-	e.mu.Lock()
-	answered := e.answered[token]
-	delete(e.answered, token)
-	e.mu.Unlock()
-	if answered != nil {
-		answered(answer)
-	}
-}
-
-// ask posts the event of a question to the loop and waits for the answer.
-func ask[T any](ctx context.Context, s *Server, e *expected[T], event func(token uint64) Event) (answer T, err error) {
-	result := make(chan T, 1)
-	if err := s.post(ctx, event(e.expect(func(answer T) { result <- answer }))); err != nil {
-		return answer, err
-	}
-	select {
-	case answer = <-result:
-		return answer, nil
-	case <-ctx.Done():
-		return answer, ctx.Err()
-	case <-s.ctx.Done():
-		return answer, ErrStopped
-	}
-}
-
-// openStream returns the id of a frontend's stream. rejected must not block.
-func (a *answers) openStream(rejected func(*logv1.AppendRejection)) uint64 {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.streams == nil {
-		a.streams = map[uint64]func(*logv1.AppendRejection){}
-	}
-	a.next++
-	a.streams[a.next] = rejected
-	return a.next
-}
-
-func (a *answers) closeStream(id uint64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.streams, id)
-}
-
-func (a *answers) openStreams() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.streams)
-}
-
-func (a *answers) reject(r StreamRejection) {
-	a.mu.Lock()
-	rejected := a.streams[r.Stream]
-	a.mu.Unlock()
-	if rejected != nil {
-		rejected(r.Rejection)
 	}
 }
 

@@ -28,6 +28,12 @@ type record struct {
 	applied uint64
 	// clusterID is the log's, zero while no GENESIS has been published here.
 	clusterID uint64
+	// stamp is the log time at applied: that of the last envelope up to there.
+	stamp uint64
+	// sealed are the newest sealed checkpoints at applied, newest first, at most sealedKept.
+	sealed []sealedCheckpoint
+	// request is the checkpoint that was asked for last at applied and is not sealed; nil for none.
+	request *checkpointRequest
 }
 
 func (r *record) encode() []byte {
@@ -47,7 +53,18 @@ func (r *record) encode() []byte {
 	b = protowire.AppendTag(b, 3, protowire.VarintType)
 	b = protowire.AppendVarint(b, r.applied)
 	b = protowire.AppendTag(b, 4, protowire.Fixed64Type)
-	return protowire.AppendFixed64(b, r.clusterID)
+	b = protowire.AppendFixed64(b, r.clusterID)
+	b = protowire.AppendTag(b, 5, protowire.Fixed64Type)
+	b = protowire.AppendFixed64(b, r.stamp)
+	for i := range r.sealed {
+		b = protowire.AppendTag(b, 6, protowire.BytesType)
+		b = protowire.AppendBytes(b, r.sealed[i].encode())
+	}
+	if r.request != nil {
+		b = protowire.AppendTag(b, 7, protowire.BytesType)
+		b = protowire.AppendBytes(b, r.request.encode())
+	}
+	return b
 }
 
 var errBadRecord = errors.New("logservice: the membership record in the log can't be read")
@@ -74,6 +91,16 @@ func decodeRecord(b []byte) (*record, error) {
 			r.applied, n = protowire.ConsumeVarint(b)
 		case number == 4 && wire == protowire.Fixed64Type:
 			r.clusterID, n = protowire.ConsumeFixed64(b)
+		case number == 5 && wire == protowire.Fixed64Type:
+			r.stamp, n = protowire.ConsumeFixed64(b)
+		case number == 6 && wire == protowire.BytesType:
+			var sealed sealedCheckpoint
+			field, n = protowire.ConsumeBytes(b)
+			sealed, err = decodeSealed(field)
+			r.sealed = append(r.sealed, sealed)
+		case number == 7 && wire == protowire.BytesType:
+			field, n = protowire.ConsumeBytes(b)
+			r.request, err = decodeRequest(field)
 		default:
 			n = protowire.ConsumeFieldValue(number, wire, b)
 		}

@@ -71,6 +71,14 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.send(from, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Answer{Answer: m.answerTo(f.Question.GetId())}})
 	case *logv1.PeerFrame_Answer:
 		m.answered(from, f.Answer)
+	case *logv1.PeerFrame_CheckpointsHeld:
+		m.receiveHeld(from, f.CheckpointsHeld)
+	case *logv1.PeerFrame_CheckpointReport:
+		m.receiveReport(from, f.CheckpointReport)
+	case *logv1.PeerFrame_CheckpointWanted:
+		m.receiveWanted(from, f.CheckpointWanted)
+	case *logv1.PeerFrame_CheckpointAsked:
+		m.receiveAsked(f.CheckpointAsked.GetAfterIndex())
 	}
 }
 

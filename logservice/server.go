@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/logservice/checkpoint"
 	"github.com/logmirror/logmirror/logservice/peer"
 	"github.com/logmirror/logmirror/logservice/segment"
 )
@@ -27,6 +28,7 @@ type Server struct {
 	id        uint64
 	directory *directory
 	storage   *segment.Log
+	store     *checkpoint.Store
 	member    *Member
 	transport *peer.Transport
 	grpc      *grpc.Server
@@ -40,6 +42,13 @@ type Server struct {
 	queries chan func(*Member)
 	groups  chan *Group
 	written chan error
+	// trims holds the newest index that the log may be trimmed to.
+	trims chan uint64
+	pins  pins
+	// held keeps what the store holds and what the loop is told of it in one order.
+	held sync.Mutex
+	// uploads, downloads and fetches bound those that are under way.
+	uploads, downloads, fetches semaphore
 
 	clusterID atomic.Uint64
 	// regions that other members named before the loop ran, and all that wait for an answer of the loop.
@@ -67,7 +76,8 @@ func Start(config Config) (s *Server, err error) {
 	}
 	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
 		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
-		written: make(chan error, 1), done: make(chan struct{})}
+		written: make(chan error, 1), trims: make(chan uint64, 1), done: make(chan struct{}),
+		uploads: make(semaphore, maxUploads), downloads: make(semaphore, maxDownloads), fetches: make(semaphore, maxFetches)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
 		s.cancel()
@@ -109,6 +119,10 @@ func (s *Server) open() (err error) {
 			return fmt.Errorf("write the first membership: %w", err)
 		}
 	}
+	if s.store, err = checkpoint.Open(c.FS, filepath.Join(c.DataDir, "checkpoints"), checkpoint.Options{
+		MaxCheckpointBytes: c.MaxCheckpointBytes, Logger: s.logger}); err != nil {
+		return err
+	}
 	addresses := map[uint64]string{}
 	for _, m := range cluster.members {
 		addresses[cluster.id(m.Name)] = m.Address
@@ -120,15 +134,17 @@ func (s *Server) open() (err error) {
 		Nonce: random64() >> 1, ClusterID: random64(), Publication: c.Publication, LeaderPolicy: c.LeaderPolicy,
 		Logger: s.logger, HeartbeatTicks: c.HeartbeatTicks, ElectionTicks: c.ElectionTicks,
 		MaxPayloadBytes: c.MaxPayloadBytes, MaxStreamBytes: c.MaxStreamBytes, MaxForwardBytes: c.MaxForwardBytes,
-		MaxUncommittedBytes: c.MaxUncommittedBytes})
+		MaxUncommittedBytes: c.MaxUncommittedBytes, CheckpointLogBytes: c.CheckpointLogBytes, CheckpointAge: c.CheckpointAge,
+		CheckpointTimeoutTicks: int(c.CheckpointTimeout / c.TickInterval), TailBytes: c.TailBytes, TailAge: c.TailAge})
 	if err != nil {
 		return err
 	}
+	s.events <- []Event{HeldCheckpoints{s.store.List()}} // has room: nothing runs yet
 	s.clusterID.Store(s.member.ClusterID())
 	state := s.member.State()
 	s.last.Store(&state)
 	s.published = newPublished(s.storage, state.Published, c.TailMemoryBytes)
-	s.transport = peer.New(peer.Config{ID: s.id, Handler: peerHandler{s}, Dial: c.Dial, Credentials: c.PeerCredentials,
+	s.transport = peer.New(peer.Config{ID: s.id, Handler: peerHandler{s}, Fetches: fetchServer{s}, Dial: c.Dial, Credentials: c.PeerCredentials,
 		MaxMessageBytes: maxMessageBytes, Logger: s.logger})
 	if s.metrics, err = newMetrics(s); err != nil {
 		return err

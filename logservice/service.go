@@ -52,7 +52,7 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 		rejections.put(r)
 	})
 	defer func() {
-		srv.answers.closeStream(id)
+		srv.answers.streams.forget(id)
 		_ = srv.post(srv.ctx, StreamClosed{Stream: id})
 	}()
 	return duplex(stream.Context(),
@@ -108,7 +108,8 @@ func (s *service) ReadRound(stream logv1.LogService_ReadRoundServer) error {
 			return nil
 		}
 		began := time.Now()
-		token := srv.answers.rounds.expect(func(r RoundResult) {
+		token := srv.answers.tokens.Add(1)
+		srv.answers.rounds.expect(token, func(r RoundResult) {
 			srv.metrics.round(r, time.Since(began))
 			answers.settle(&logv1.ReadRoundResponse{Id: id, Index: r.Index, Failure: r.Failure})
 		})
@@ -200,6 +201,8 @@ func (s *service) Tail(request *logv1.TailRequest, stream logv1.LogService_TailS
 	}
 	s.tails.Add(1)
 	defer s.tails.Add(-1)
+	pin := srv.pins.add(next)
+	defer pin.release(0)
 	maxBytes := int(request.GetMaxBytes())
 	if maxBytes == 0 {
 		maxBytes = defaultTailBytes
@@ -222,10 +225,11 @@ func (s *service) Tail(request *logv1.TailRequest, stream logv1.LogService_TailS
 		if checked && view.index >= next {
 			entries, err := srv.published.read(next, maxBytes)
 			if err != nil {
-				return s.readError(next, err)
+				return s.server.logReadError(next, err)
 			}
 			response.Entries = entries
 			next += uint64(len(entries))
+			pin.move(next)
 		}
 		if view.membership != sentMembership {
 			response.Membership, sentMembership = view.membership, view.membership
@@ -255,15 +259,12 @@ func (s *service) Tail(request *logv1.TailRequest, stream logv1.LogService_TailS
 
 // checkContinuity compares what a mirror has applied with what is published here, where this member still has it.
 func (s *service) checkContinuity(index, term uint64) error {
-	if index < s.server.storage.FirstIndex() {
-		if index+1 >= s.server.storage.FirstIndex() {
-			return nil
-		}
-		return s.readError(index+1, nil)
+	if index+1 < s.server.storage.FirstIndex() {
+		return s.server.logReadError(index+1, nil)
 	}
 	mine, err := s.server.published.term(index)
 	if err != nil {
-		return s.readError(index, err)
+		return s.server.logReadError(index, err)
 	}
 	if mine != term {
 		return status.Errorf(codes.FailedPrecondition, "entry %d is of term %d in this log, not of %d: this is another log", index, mine, term)
@@ -271,15 +272,15 @@ func (s *service) checkContinuity(index, term uint64) error {
 	return nil
 }
 
-// readError tells a mirror why entries can't be had. Trimmed entries are no failure of this member; others are.
-func (s *service) readError(index uint64, err error) error {
-	if first := s.server.storage.FirstIndex(); index < first {
+// logReadError tells a reader why entries can't be had. Trimmed entries are no failure of this member; others are.
+func (s *Server) logReadError(index uint64, err error) error {
+	if first := s.storage.FirstIndex(); index < first {
 		return status.Errorf(codes.OutOfRange, "entry %d was trimmed, the log begins at %d: bootstrap from a checkpoint", index, first)
 	}
-	if s.server.ctx.Err() != nil {
-		return callerError(ErrStopped, s.server)
+	if s.ctx.Err() != nil {
+		return callerError(ErrStopped, s)
 	}
-	s.server.fail(err)
+	s.fail(err)
 	return status.Errorf(codes.DataLoss, "entry %d can't be read here", index)
 }
 
@@ -309,13 +310,14 @@ func (s *Server) Status() *logv1.StatusResponse {
 	answer := &logv1.StatusResponse{Handshake: s.handshake(), LeaderId: state.Leader, Term: state.Term,
 		CommitIndex: state.Commit, PublishedIndex: view.index, FirstIndex: state.First, LastIndex: state.Last,
 		LogTimeNanoseconds: state.LogTime, Membership: view.membership, DiskUsedBytes: uint64(s.storage.DiskBytes()),
-		Version: s.config.Version, AppendStreams: uint32(s.answers.openStreams()), Publication: s.config.Publication.String()}
+		Version: s.config.Version, AppendStreams: uint32(s.answers.streams.count()), Publication: s.config.Publication.String()}
 	if state.NoSpace {
 		answer.Alarms = append(answer.Alarms, "no space for the log: appends are refused")
 	}
 	if state.Stalled {
 		answer.Alarms = append(answer.Alarms, "the disk does not take writes")
 	}
+	s.checkpointStatus(answer, &state.Checkpoints)
 	for _, m := range view.membership.GetMembers() {
 		health := &logv1.MemberStatus{Id: m.Id, LastHeardMilliseconds: -1, RoundTripMicroseconds: -1, MatchIndex: state.Matches[m.Id]}
 		if m.Id == s.id {

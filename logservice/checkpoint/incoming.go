@@ -31,8 +31,8 @@ type Incoming struct {
 	taken bool
 }
 
-// Receive begins to receive a checkpoint, or goes on with what was received of it before. ErrHeld, ErrBusy, ErrTooLarge
-// and ErrNoSpace say why not.
+// Receive begins to receive a checkpoint, or goes on with what was received of it before. ErrHeld, ErrReceiving, ErrBusy,
+// ErrTooLarge and ErrNoSpace say why not.
 func (s *Store) Receive(name Name) (*Incoming, error) {
 	if name.SizeBytes < 0 || name.SizeBytes > s.options.MaxCheckpointBytes {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, name.SizeBytes, s.options.MaxCheckpointBytes)
@@ -44,7 +44,7 @@ func (s *Store) Receive(name Name) (*Incoming, error) {
 	}
 	if known := s.incoming[name]; known != nil {
 		if !known.take() {
-			return nil, fmt.Errorf("%w: %v comes from somebody else", ErrBusy, name)
+			return nil, fmt.Errorf("%w: %v", ErrReceiving, name)
 		}
 		return known, nil
 	}

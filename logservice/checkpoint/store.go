@@ -18,7 +18,9 @@ var (
 	ErrNotHeld = errors.New("checkpoint: it is not held here")
 	// ErrHeld says that the store holds the checkpoint already.
 	ErrHeld = errors.New("checkpoint: it is held already")
-	// ErrBusy says that the checkpoint is being received from somebody else, or that too many are.
+	// ErrReceiving says that the checkpoint is being received from somebody else.
+	ErrReceiving = errors.New("checkpoint: it is being received from somebody else")
+	// ErrBusy says that too many are being received, or held.
 	ErrBusy = errors.New("checkpoint: too much is being received")
 	// ErrMismatch says that the bytes received are not those of the name.
 	ErrMismatch = errors.New("checkpoint: the bytes are not those of its name")

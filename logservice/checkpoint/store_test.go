@@ -114,7 +114,7 @@ func TestAnotherGoesOn(t *testing.T) {
 	if err := in.Write(data[:chunkBytes-5]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Receive(name); !errors.Is(err, ErrBusy) {
+	if _, err := s.Receive(name); !errors.Is(err, ErrReceiving) {
 		t.Errorf("two at once: %v", err)
 	}
 	in.Pause()

@@ -48,10 +48,21 @@ type Handler interface {
 	Refused(by uint64, err error)
 }
 
+// Fetches is what other members ask of the member beside their frames. The transport has checked who asks; ctx of the
+// stream ends with the call. The first message of each stream holds the answering member's handshake, which the caller fills
+// in from hello.
+type Fetches interface {
+	FetchLog(hello *logv1.PeerHandshake, request *logv1.FetchLogRequest, stream logv1.PeerService_FetchLogServer) error
+	FetchCheckpoint(hello *logv1.PeerHandshake, request *logv1.FetchCheckpointRequest,
+		stream logv1.PeerService_FetchCheckpointServer) error
+}
+
 // Config is a Transport's. ID, Handler and Dial are required.
 type Config struct {
 	ID      uint64
 	Handler Handler
+	// Fetches may be nil: then nothing can be fetched from this member.
+	Fetches Fetches
 	Dial    func(ctx context.Context, address string) (net.Conn, error)
 	// Credentials for dialing; nil for none.
 	Credentials credentials.TransportCredentials
@@ -201,6 +212,18 @@ func (t *Transport) Health(id uint64) Health {
 		return Health{RoundTrip: -1}
 	}
 	return l.health()
+}
+
+// Fetch returns what is needed to fetch something from a member: its service and this member's handshake. Calls should
+// wait until the connection is ready. The error says that it is no member.
+func (t *Transport) Fetch(id uint64) (logv1.PeerServiceClient, *logv1.PeerHandshake, error) {
+	l := t.link(id)
+	if l == nil {
+		return nil, nil, fmt.Errorf("%016x is not a member that this one knows", id)
+	}
+	hello := t.config.Handler.Handshake()
+	hello.TargetId = id
+	return logv1.NewPeerServiceClient(l.conn), hello, nil
 }
 
 // Close ends all streams and waits for everything that the transport started.

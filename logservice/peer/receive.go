@@ -31,17 +31,9 @@ func (s service) Send(stream logv1.PeerService_SendServer) error {
 		return err
 	}
 	hello := first.GetHandshake()
-	if hello == nil {
-		return status.Error(codes.InvalidArgument, "the first message of a stream between members introduces the sender")
-	}
-	if hello.GetTargetId() != t.config.ID {
-		return status.Errorf(codes.FailedPrecondition, "this is member %016x, not %016x", t.config.ID, hello.GetTargetId())
-	}
-	if err := t.config.Handler.Check(hello); err != nil {
-		if _, ok := status.FromError(err); ok {
-			return err
-		}
-		return status.Error(codes.FailedPrecondition, err.Error())
+	answer, err := t.greet(hello)
+	if err != nil {
+		return err
 	}
 	from := hello.GetMemberId()
 	ctx, done, err := t.takeOver(stream.Context(), from)
@@ -49,12 +41,53 @@ func (s service) Send(stream logv1.PeerService_SendServer) error {
 		return err
 	}
 	defer done()
-	answer := t.config.Handler.Handshake()
-	answer.TargetId = from
 	if err := stream.Send(&logv1.SendResponse{Handshake: answer}); err != nil {
 		return err
 	}
 	return s.receive(ctx, stream, from)
+}
+
+// greet decides on whoever begins a call, and returns this member's own handshake.
+func (t *Transport) greet(hello *logv1.PeerHandshake) (answer *logv1.PeerHandshake, err error) {
+	if hello == nil {
+		return nil, status.Error(codes.InvalidArgument, "the first message of a stream between members introduces the sender")
+	}
+	if hello.GetTargetId() != t.config.ID {
+		return nil, status.Errorf(codes.FailedPrecondition, "this is member %016x, not %016x", t.config.ID, hello.GetTargetId())
+	}
+	if err := t.config.Handler.Check(hello); err != nil {
+		if _, ok := status.FromError(err); ok {
+			return nil, err
+		}
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	answer = t.config.Handler.Handshake()
+	answer.TargetId = hello.GetMemberId()
+	return answer, nil
+}
+
+// FetchLog implements PeerService.
+func (s service) FetchLog(request *logv1.FetchLogRequest, stream logv1.PeerService_FetchLogServer) error {
+	answer, err := s.transport.greet(request.GetHandshake())
+	if err != nil {
+		return err
+	}
+	if s.transport.config.Fetches == nil {
+		return s.UnimplementedPeerServiceServer.FetchLog(request, stream)
+	}
+	return s.transport.config.Fetches.FetchLog(answer, request, stream)
+}
+
+// FetchCheckpoint implements PeerService.
+func (s service) FetchCheckpoint(request *logv1.FetchCheckpointRequest, stream logv1.PeerService_FetchCheckpointServer) error {
+	answer, err := s.transport.greet(request.GetHandshake())
+	if err != nil {
+		return err
+	}
+	if s.transport.config.Fetches == nil {
+		return s.UnimplementedPeerServiceServer.FetchCheckpoint(request, stream)
+	}
+	return s.transport.config.Fetches.FetchCheckpoint(answer, request, stream)
 }
 
 // receive hands the frames of one stream on until it ends or another stream of the same member takes its place. It

@@ -231,6 +231,28 @@ func (l *Log) DiskBytes() int64 {
 	return total
 }
 
+// Extent is a range of entries that lie in one file and are trimmed together, and the bytes that they take on the disk.
+// Last is below First where a file has no entries.
+type Extent struct {
+	First, Last uint64
+	Bytes       int64
+}
+
+// Extents returns what the log consists of, oldest first. The last one is being written to and is never trimmed; its bytes
+// are those written so far.
+func (l *Log) Extents() []Extent {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	extents := make([]Extent, len(l.segments))
+	for i, s := range l.segments {
+		extents[i] = Extent{First: s.first, Last: s.last, Bytes: s.bytes}
+	}
+	if n := len(l.segments); n > 0 {
+		extents[n-1].Bytes = l.segments[n-1].tail.end
+	}
+	return extents
+}
+
 // ReserveError returns why there is no space reserved for the next segment, or nil: the alarm that comes before
 // ErrNoSpace.
 func (l *Log) ReserveError() error {

@@ -1,0 +1,297 @@
+package logservice
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// fakeState is what a builder of the tests makes a checkpoint of: the running hash of all entries, blown up.
+func fakeState(index uint64, sum [32]byte, size int) (*logv1.CheckpointName, []byte) {
+	data := bytes.Repeat(fmt.Appendf(nil, "%d %x\n", index, sum), size/64+1)
+	hash := sha256.Sum256(data)
+	return &logv1.CheckpointName{Index: index, Sha256: hash[:], SizeBytes: uint64(len(data)), FormatVersion: checkpointFormat}, data
+}
+
+// fakeFrontend opens a session in a region, renews it, tails, and builds the checkpoints that it is asked for.
+type fakeFrontend struct {
+	c      *testCluster
+	region string
+	// spoil changes what it builds; nil for the truth.
+	spoil func(name *logv1.CheckpointName, data []byte) (*logv1.CheckpointName, []byte)
+	// mute lets it build nothing.
+	mute bool
+	// bytes is the size of a checkpoint.
+	bytes int
+
+	session uint64
+	applied uint64
+	sum     [32]byte
+	term    uint64
+	built   int
+	errs    []error
+}
+
+// run tails until ctx ends. It survives the loss of streams.
+func (f *fakeFrontend) run(ctx context.Context) {
+	id := uint64(len(f.region)) + uint64(f.region[0])<<8 + uint64(f.region[1])<<16
+	open, _ := proto.Marshal(&logv1.OpenSession{FrontendId: id, Incarnation: 1, Region: f.region})
+	for seq := uint64(1); ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+		stream, err := f.c.client(f.region).Append(ctx)
+		if err != nil || stream.Send(&logv1.AppendRequest{Handshake: &logv1.Handshake{}}) != nil {
+			continue
+		}
+		tailCtx, cancel := context.WithCancel(ctx)
+		go func() {
+			defer cancel()
+			for tailCtx.Err() == nil {
+				p := &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, Payload: open}
+				if f.session != 0 {
+					p = &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: f.session, Seq: seq}
+					seq++
+				}
+				if stream.Send(&logv1.AppendRequest{Proposals: []*logv1.Proposal{p}}) != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		err = f.c.tail(tailCtx, f.region, f.applied+1, f.term, func(e *logv1.Entry) bool { f.apply(ctx, id, e); return true })
+		cancel()
+		if status.Code(err) == codes.OutOfRange {
+			if err := f.bootstrap(ctx); err != nil {
+				f.errs = append(f.errs, err)
+			}
+		}
+	}
+}
+
+func (f *fakeFrontend) apply(ctx context.Context, id uint64, e *logv1.Entry) {
+	f.sum = sha256.Sum256(fmt.Appendf(f.sum[:], "%d %d %x", e.Index, e.Term, e.Envelope))
+	f.applied, f.term = e.Index, e.Term
+	envelope := &logv1.Envelope{}
+	if proto.Unmarshal(e.Envelope, envelope) != nil {
+		return
+	}
+	switch e.Kind {
+	case logv1.EntryKind_ENTRY_KIND_OPEN_SESSION:
+		open := &logv1.OpenSession{}
+		if proto.Unmarshal(envelope.Payload, open) == nil && open.FrontendId == id {
+			f.session = e.Index
+		}
+	case logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST:
+		request := &logv1.CheckpointRequest{}
+		if proto.Unmarshal(envelope.Payload, request) != nil || f.mute {
+			return
+		}
+		for _, session := range request.BuilderSessions {
+			if session == f.session {
+				name, data := fakeState(e.Index, f.sum, f.bytes)
+				if f.spoil != nil {
+					name, data = f.spoil(name, data)
+				}
+				f.built++
+				go func() {
+					for ctx.Err() == nil {
+						err := f.c.upload(ctx, f.region, session, name, data)
+						if err == nil || status.Code(err) == codes.FailedPrecondition {
+							return
+						}
+						time.Sleep(time.Second)
+					}
+				}()
+			}
+		}
+	}
+}
+
+// bootstrap takes the newest checkpoint in place of what was applied.
+func (f *fakeFrontend) bootstrap(ctx context.Context) error {
+	first, data, err := f.c.download(ctx, f.region, nil)
+	if err != nil {
+		return err
+	}
+	var index uint64
+	if _, err := fmt.Sscanf(string(data), "%d %x\n", &index, new([]byte)); err != nil || index != first.Name.Index {
+		return fmt.Errorf("checkpoint %v begins with %.80s: %w", first.Name, data, err)
+	}
+	var sum []byte
+	_, _ = fmt.Sscanf(string(data), "%d %x\n", &index, &sum)
+	f.sum, f.applied, f.term = [32]byte(sum), index, first.Term
+	return nil
+}
+
+func (c *testCluster) upload(ctx context.Context, region string, session uint64, name *logv1.CheckpointName, data []byte) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.client(region).UploadCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	_ = stream.Send(&logv1.UploadCheckpointRequest{Handshake: &logv1.Handshake{}, Report: &logv1.CheckpointReport{Session: session, Name: name}})
+	answer, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	for rest := data[answer.OffsetBytes:]; answer.Wanted && len(rest) > 0; {
+		n := min(len(rest), 50_000)
+		if err := stream.Send(&logv1.UploadCheckpointRequest{Data: rest[:n]}); err != nil {
+			break
+		}
+		rest = rest[n:]
+	}
+	for !answer.Done {
+		if answer, err = stream.Recv(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *testCluster) download(ctx context.Context, region string, name *logv1.CheckpointName) (first *logv1.DownloadCheckpointResponse, data []byte, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.client(region).DownloadCheckpoint(ctx, &logv1.DownloadCheckpointRequest{Handshake: &logv1.Handshake{}, Name: name})
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		response, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			sum := sha256.Sum256(data)
+			if !bytes.Equal(sum[:], first.Name.Sha256) {
+				return nil, nil, fmt.Errorf("%d bytes of another checkpoint than %v", len(data), first.Name)
+			}
+			return first, data, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if first == nil {
+			first = response
+		}
+		data = append(data, response.Data...)
+	}
+}
+
+// load appends entries at a region's member until ctx ends.
+func (c *testCluster) load(ctx context.Context, region string, bytesEach int, every time.Duration) {
+	for ; ctx.Err() == nil; time.Sleep(time.Second) {
+		stream, err := c.client(region).Append(ctx)
+		if err != nil || stream.Send(&logv1.AppendRequest{Handshake: &logv1.Handshake{}}) != nil {
+			continue
+		}
+		for ctx.Err() == nil {
+			if stream.Send(&logv1.AppendRequest{Proposals: []*logv1.Proposal{{Kind: logv1.EntryKind_ENTRY_KIND_TICK,
+				Payload: make([]byte, bytesEach)}}}) != nil {
+				break
+			}
+			time.Sleep(every)
+		}
+	}
+}
+
+// small makes checkpoints and trimming happen within a short test.
+func small(_ string, c *Config) {
+	c.SegmentBytes, c.TailBytes, c.CheckpointLogBytes, c.CheckpointTimeout = 64<<10, 256<<10, 200<<10, 20*time.Second
+	c.TailMemoryBytes = 64 << 10
+}
+
+// TestLogStaysWithinItsSize runs constant load for long enough to fill the bound many times over: the log is trimmed
+// everywhere, and every region's frontend goes on.
+func TestLogStaysWithinItsSize(t *testing.T) {
+	bubble(t, small, func(t *testing.T, c *testCluster) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		c.lead("us")
+		frontends := []*fakeFrontend{{c: c, region: "us", bytes: 300_000}, {c: c, region: "eu", bytes: 300_000}, {c: c, region: "ap", bytes: 300_000}}
+		for _, f := range frontends {
+			go f.run(ctx)
+		}
+		go c.load(ctx, "eu", 1000, 5*time.Millisecond)
+		var highest int64
+		for range 60 {
+			time.Sleep(time.Second)
+			for _, s := range c.servers {
+				highest = max(highest, s.storage.DiskBytes())
+			}
+		}
+		// The tail, one checkpoint's worth of log that is not sealed yet, what comes in while it is made (3 s), and the
+		// segments at both ends.
+		if bound := int64(256+200+3*210+4*64) << 10; highest > bound {
+			t.Errorf("the log has grown to %d bytes, at most %d were expected", highest, bound)
+		}
+		for region, s := range c.servers {
+			state := s.Status()
+			t.Logf("%s: entries %d to %d, checkpoints %d, log at most %d bytes", region, state.FirstIndex, state.LastIndex,
+				len(state.Checkpoints), highest)
+			if state.FirstIndex < 1000 || len(state.Checkpoints) != 2 || !state.Checkpoints[0].Held && !state.Checkpoints[1].Held || len(s.store.List()) > 3 {
+				t.Errorf("%s: first %d, checkpoints %v, store %v", region, state.FirstIndex, state.Checkpoints, s.store.List())
+			}
+			for _, alarm := range state.Alarms {
+				t.Errorf("%s: alarm %q", region, alarm)
+			}
+		}
+		for _, f := range frontends {
+			if f.built == 0 || len(f.errs) > 0 {
+				t.Errorf("%s built %d checkpoints, errors %v", f.region, f.built, f.errs)
+			}
+		}
+		// A new frontend finds the log trimmed and begins with a checkpoint.
+		err := c.tail(t.Context(), "ap", 1, 0, func(*logv1.Entry) bool { return false })
+		if status.Code(err) != codes.OutOfRange {
+			t.Errorf("tail from the start: %v", err)
+		}
+		fresh := &fakeFrontend{c: c, region: "ap"}
+		if err := fresh.bootstrap(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		go fresh.run(ctx)
+		c.until(10*time.Second, "a new frontend that has caught up", func() bool { return fresh.applied+500 > frontends[2].applied })
+	})
+}
+
+// TestWrongAndMissingCheckpoints has one builder that makes other bytes, and one that makes none.
+func TestWrongAndMissingCheckpoints(t *testing.T) {
+	bubble(t, small, func(t *testing.T, c *testCluster) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		c.lead("us")
+		wrong := &fakeFrontend{c: c, region: "us", bytes: 1000}
+		wrong.spoil = func(name *logv1.CheckpointName, _ []byte) (*logv1.CheckpointName, []byte) {
+			return fakeState(name.Index, [32]byte{1, 2, 3}, 1000)
+		}
+		frontends := []*fakeFrontend{wrong, {c: c, region: "eu", bytes: 1000}, {c: c, region: "ap", bytes: 1000}}
+		for _, f := range frontends {
+			go f.run(ctx)
+		}
+		c.until(10*time.Second, "sessions", func() bool { return frontends[0].session*frontends[1].session*frontends[2].session != 0 })
+		for range 4 {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+			answer, err := c.client("ap").RequestCheckpoint(ctx, &logv1.RequestCheckpointRequest{})
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bad, _ := fakeState(answer.Checkpoint.Index, [32]byte{1, 2, 3}, 1000); bytes.Equal(bad.Sha256, answer.Checkpoint.Sha256) {
+				t.Fatal("the wrong one was sealed")
+			}
+			frontends[2].mute = true
+			frontends[0].spoil = nil
+		}
+		if wrong.built == 0 {
+			t.Error("the wrong one was never asked")
+		}
+	})
+}
