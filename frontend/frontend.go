@@ -161,6 +161,9 @@ func start(config Config) (*Server, error) {
 	s.mirror = m
 	s.ids = idgen.New(idgen.Config{
 		Log: keeperMirror{m}, Clock: s.config.Clock, Logger: s.logger, Registerer: s.config.Registerer,
+		ProposeSequence: func(ctx context.Context, command *commandv1.Command) (statemachine.Result, error) {
+			return s.region.Write(ctx, command, serving.WriteOptions{})
+		},
 	})
 	s.grpc = s.newGRPC()
 	s.running.Go(s.serve)

@@ -25,6 +25,7 @@ var idErrors = []struct {
 	{idgen.ErrUnavailable, codes.Unavailable},
 	{idgen.ErrClosed, codes.Unavailable},
 	{idgen.ErrTooManyRanges, codes.ResourceExhausted},
+	{idgen.ErrTooManyWaiting, codes.ResourceExhausted},
 	{statemachine.ErrIDNodesUsedUp, codes.ResourceExhausted},
 	{statemachine.ErrIDRangeUsedUp, codes.ResourceExhausted},
 	{statemachine.ErrIDSequenceUsedUp, codes.ResourceExhausted},
@@ -83,8 +84,18 @@ func (s *idServer) Generate(ctx context.Context, r *kvv1.GenerateRequest) (*kvv1
 	return response, nil
 }
 
-// sequence takes numbers by a write: the order of the log is theirs.
+// sequence takes numbers by a write: the order of the log is theirs. One without options of its own shares the command.
 func (s *idServer) sequence(ctx context.Context, r *kvv1.GenerateRequest, count int64) (*kvv1.GenerateResponse, error) {
+	if r.GetOptions() == nil {
+		block, err := s.ids.Sequence(ctx, r.GetName(), count)
+		if err != nil {
+			return nil, idFailure(err)
+		}
+		return &kvv1.GenerateResponse{
+			Header: header(s.region.FactsAt(block.Index, block.Revision)),
+			Blocks: []*kvv1.IdBlock{{First: block.First, Count: block.Count}},
+		}, nil
+	}
 	result, err := write(ctx, s.region, r.GetOptions(), &commandv1.Command{Operation: &commandv1.Command_IdSequenceNext{
 		IdSequenceNext: &commandv1.IdSequenceNext{Name: r.GetName(), Count: count},
 	}})

@@ -17,6 +17,8 @@
 // The numbers of a segment come from blocks that the log grants of a named range. They have no gap within a block; a block
 // that this process held when it ended is one.
 //
+// The numbers of a sequence are those of commands in the order of the log; calls of the same moment share one.
+//
 // # How it is built
 //
 // nodeCore and segmentCore are passive: they are given the time and what the log has decided, and say which ids may be given

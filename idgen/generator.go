@@ -22,6 +22,8 @@ var (
 	ErrClosed = errors.New("idgen: closed")
 	// ErrTooManyRanges: blocks of as many ranges as Config.MaxRanges are held already.
 	ErrTooManyRanges = errors.New("idgen: too many ranges")
+	// ErrTooManyWaiting: as many calls as Config.MaxWaiting wait for numbers of sequences.
+	ErrTooManyWaiting = errors.New("idgen: too many calls wait for numbers of sequences")
 )
 
 // AheadError says that ids already run as far ahead of the clock as they may: more were asked for than the layout has for
@@ -45,6 +47,8 @@ type Log interface {
 // Config of a Generator. Zero values mean the defaults named beside them.
 type Config struct {
 	Log Log
+	// ProposeSequence is for the commands of sequences, which are writes of clients; Log.Propose.
+	ProposeSequence func(ctx context.Context, command *commandv1.Command) (statemachine.Result, error)
 	// Wall is the wall clock; time.Now.
 	Wall func() time.Time
 	// Clock is CLOCK_BOOTTIME since any fixed point: it must never step, and go on while the machine sleeps.
@@ -58,6 +62,8 @@ type Config struct {
 	BlockSize int64
 	// MaxRanges bounds the ranges of which blocks are held; 8,192.
 	MaxRanges int
+	// MaxWaiting bounds the calls for numbers of sequences that wait; 16,384.
+	MaxWaiting int
 	// WaitMax bounds how long one wait for the clock may be; 10 s.
 	WaitMax time.Duration
 	// ProposalTimeout bounds how long a proposal is waited for; 10 s.
@@ -77,9 +83,13 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Window, time.Minute)
 	setDefault(&c.BlockSize, 1000)
 	setDefault(&c.MaxRanges, 8192)
+	setDefault(&c.MaxWaiting, 16384)
 	setDefault(&c.WaitMax, 10*time.Second)
 	setDefault(&c.ProposalTimeout, 10*time.Second)
 	setDefault(&c.RetryPause, 250*time.Millisecond)
+	if c.ProposeSequence == nil && c.Log != nil {
+		c.ProposeSequence = c.Log.Propose
+	}
 	if c.Wall == nil {
 		c.Wall = time.Now
 	}
@@ -96,7 +106,7 @@ func setDefault[T comparable](value *T, standard T) {
 	}
 }
 
-// Generator gives ids of every kind that needs no log entry each.
+// Generator gives ids of every kind.
 type Generator struct {
 	config  Config
 	metrics *metrics
@@ -111,6 +121,11 @@ type Generator struct {
 	ranges map[rangeKey]*source
 	// maxima are those that the log has granted by, for callers who do not name one.
 	maxima map[string]int64
+
+	sequencesMu sync.Mutex
+	// sequences are those that are asked for at this moment, and sequenceCalls how many calls that are.
+	sequences     map[string]*sequence
+	sequenceCalls int
 }
 
 // rangeKey tells callers apart that ask for the same range with another maximum: which of them is right is for the log to
@@ -122,7 +137,10 @@ type rangeKey struct {
 
 // New returns a generator. It proposes nothing before ids are asked for. Close ends it.
 func New(config Config) *Generator {
-	g := &Generator{config: config.withDefaults(), ranges: make(map[rangeKey]*source), maxima: make(map[string]int64)}
+	g := &Generator{
+		config: config.withDefaults(), ranges: make(map[rangeKey]*source), maxima: make(map[string]int64),
+		sequences: make(map[string]*sequence),
+	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.metrics = newMetrics(g.config.Registerer, g.config.Logger)
 	g.nodes = map[statemachine.IDKind]*source{
