@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"errors"
+	"io"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -82,6 +83,32 @@ func (s *idServer) Generate(ctx context.Context, r *kvv1.GenerateRequest) (*kvv1
 		response.Blocks[i] = &kvv1.IdBlock{First: block.First, Count: block.Count}
 	}
 	return response, nil
+}
+
+// GenerateStream answers requests one after the other: what bounds it is the stream's own flow control.
+func (s *idServer) GenerateStream(stream kvv1.IdService_GenerateStreamServer) error {
+	err := s.region.Serve(func() error {
+		for {
+			request, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			answer, err := s.Generate(stream.Context(), request.GetRequest())
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(&kvv1.GenerateStreamResponse{Response: answer}); err != nil {
+				return err
+			}
+		}
+	})
+	if _, ofStream := status.FromError(err); ofStream { // or nil
+		return err
+	}
+	return failure(err)
 }
 
 // sequence takes numbers by a write: the order of the log is theirs. One without options of its own shares the command.

@@ -130,6 +130,17 @@ func TestCommands(t *testing.T) {
 	c.want("visits\t6\nmembers\tap\ntwo", exitOK, "then add visits 1\nthen insert members ap\nthen append log !\n", "txn")
 	c.want(`"integer":"6"`, exitOK, "then max visits 1\n", "-o", "json", "txn")
 
+	for _, kind := range []string{"snowflake", "raindrop"} {
+		if out := c.run(exitOK, "", "id", kind, "--stream", "--count", "2500"); strings.Count(out, "\n") != 2500 {
+			t.Errorf("%d %ss streamed", strings.Count(out, "\n"), kind)
+		}
+	}
+	c.want("1\n2\n3\n4\n5\n", exitOK, "", "id", "segment", "orders", "--stream", "--count", "5", "--block", "2")
+	c.want("1\n2\n3\n", exitOK, "", "id", "sequence", "invoices", "--stream", "--count", "3")
+	c.want("used up", exitFailed, "", "id", "segment", "few", "--max", "3", "--stream", "--block", "2")
+	c.want("--block 0", exitUsage, "", "id", "snowflake", "--stream", "--block", "0")
+	c.want("goes with --stream", exitUsage, "", "id", "snowflake", "--block", "5")
+
 	var granted struct{ ID string }
 	if err := json.Unmarshal([]byte(c.run(exitOK, "", "-o", "json", "lease", "grant", "60")), &granted); err != nil {
 		t.Fatal(err)

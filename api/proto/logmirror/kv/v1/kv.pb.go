@@ -3511,6 +3511,94 @@ func (x *GenerateRequest) GetOptions() *WriteOptions {
 	return nil
 }
 
+type GenerateStreamRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *GenerateRequest       `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateStreamRequest) Reset() {
+	*x = GenerateStreamRequest{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateStreamRequest) ProtoMessage() {}
+
+func (x *GenerateStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateStreamRequest.ProtoReflect.Descriptor instead.
+func (*GenerateStreamRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GenerateStreamRequest) GetRequest() *GenerateRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type GenerateStreamResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Response      *GenerateResponse      `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateStreamResponse) Reset() {
+	*x = GenerateStreamResponse{}
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateStreamResponse) ProtoMessage() {}
+
+func (x *GenerateStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateStreamResponse.ProtoReflect.Descriptor instead.
+func (*GenerateStreamResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GenerateStreamResponse) GetResponse() *GenerateResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
 type GenerateResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Header *ResponseHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -3522,7 +3610,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3622,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[42]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3635,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{42}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GenerateResponse) GetHeader() *ResponseHeader {
@@ -3575,7 +3663,7 @@ type IdBlock struct {
 
 func (x *IdBlock) Reset() {
 	*x = IdBlock{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +3675,7 @@ func (x *IdBlock) String() string {
 func (*IdBlock) ProtoMessage() {}
 
 func (x *IdBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[43]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +3688,7 @@ func (x *IdBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdBlock.ProtoReflect.Descriptor instead.
 func (*IdBlock) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{43}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *IdBlock) GetFirst() int64 {
@@ -3625,7 +3713,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +3725,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[44]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +3738,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{44}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{46}
 }
 
 type StatusResponse struct {
@@ -3676,7 +3764,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3688,7 +3776,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[45]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3701,7 +3789,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{45}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StatusResponse) GetHeader() *ResponseHeader {
@@ -3804,7 +3892,7 @@ type FrontendStatus struct {
 
 func (x *FrontendStatus) Reset() {
 	*x = FrontendStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3816,7 +3904,7 @@ func (x *FrontendStatus) String() string {
 func (*FrontendStatus) ProtoMessage() {}
 
 func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[46]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3829,7 +3917,7 @@ func (x *FrontendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendStatus.ProtoReflect.Descriptor instead.
 func (*FrontendStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{46}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FrontendStatus) GetName() string {
@@ -3891,7 +3979,7 @@ type LogStatus struct {
 
 func (x *LogStatus) Reset() {
 	*x = LogStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +3991,7 @@ func (x *LogStatus) String() string {
 func (*LogStatus) ProtoMessage() {}
 
 func (x *LogStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[47]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4004,7 @@ func (x *LogStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogStatus.ProtoReflect.Descriptor instead.
 func (*LogStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{47}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LogStatus) GetLeader() string {
@@ -3989,7 +4077,7 @@ type LogMemberStatus struct {
 
 func (x *LogMemberStatus) Reset() {
 	*x = LogMemberStatus{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4001,7 +4089,7 @@ func (x *LogMemberStatus) String() string {
 func (*LogMemberStatus) ProtoMessage() {}
 
 func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[48]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4014,7 +4102,7 @@ func (x *LogMemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogMemberStatus.ProtoReflect.Descriptor instead.
 func (*LogMemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{48}
+	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LogMemberStatus) GetId() uint64 {
@@ -4113,7 +4201,7 @@ type Mutation_Insert struct {
 
 func (x *Mutation_Insert) Reset() {
 	*x = Mutation_Insert{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4125,7 +4213,7 @@ func (x *Mutation_Insert) String() string {
 func (*Mutation_Insert) ProtoMessage() {}
 
 func (x *Mutation_Insert) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[49]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4164,7 +4252,7 @@ type Mutation_Remove struct {
 
 func (x *Mutation_Remove) Reset() {
 	*x = Mutation_Remove{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4176,7 +4264,7 @@ func (x *Mutation_Remove) String() string {
 func (*Mutation_Remove) ProtoMessage() {}
 
 func (x *Mutation_Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[50]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4211,7 +4299,7 @@ type Mutation_Append struct {
 
 func (x *Mutation_Append) Reset() {
 	*x = Mutation_Append{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +4311,7 @@ func (x *Mutation_Append) String() string {
 func (*Mutation_Append) ProtoMessage() {}
 
 func (x *Mutation_Append) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[51]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4353,7 @@ type TxnOperation_Put struct {
 
 func (x *TxnOperation_Put) Reset() {
 	*x = TxnOperation_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4365,7 @@ func (x *TxnOperation_Put) String() string {
 func (*TxnOperation_Put) ProtoMessage() {}
 
 func (x *TxnOperation_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[52]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4332,7 +4420,7 @@ type TxnOperation_Delete struct {
 
 func (x *TxnOperation_Delete) Reset() {
 	*x = TxnOperation_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4344,7 +4432,7 @@ func (x *TxnOperation_Delete) String() string {
 func (*TxnOperation_Delete) ProtoMessage() {}
 
 func (x *TxnOperation_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[53]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4482,7 @@ type TxnOperation_Read struct {
 
 func (x *TxnOperation_Read) Reset() {
 	*x = TxnOperation_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4406,7 +4494,7 @@ func (x *TxnOperation_Read) String() string {
 func (*TxnOperation_Read) ProtoMessage() {}
 
 func (x *TxnOperation_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[54]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4461,7 +4549,7 @@ type TxnOperation_Nested struct {
 
 func (x *TxnOperation_Nested) Reset() {
 	*x = TxnOperation_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4473,7 +4561,7 @@ func (x *TxnOperation_Nested) String() string {
 func (*TxnOperation_Nested) ProtoMessage() {}
 
 func (x *TxnOperation_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[55]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4519,7 +4607,7 @@ type TxnResult_Put struct {
 
 func (x *TxnResult_Put) Reset() {
 	*x = TxnResult_Put{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4531,7 +4619,7 @@ func (x *TxnResult_Put) String() string {
 func (*TxnResult_Put) ProtoMessage() {}
 
 func (x *TxnResult_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[56]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4564,7 +4652,7 @@ type TxnResult_Delete struct {
 
 func (x *TxnResult_Delete) Reset() {
 	*x = TxnResult_Delete{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +4664,7 @@ func (x *TxnResult_Delete) String() string {
 func (*TxnResult_Delete) ProtoMessage() {}
 
 func (x *TxnResult_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[57]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4619,7 +4707,7 @@ type TxnResult_Read struct {
 
 func (x *TxnResult_Read) Reset() {
 	*x = TxnResult_Read{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4631,7 +4719,7 @@ func (x *TxnResult_Read) String() string {
 func (*TxnResult_Read) ProtoMessage() {}
 
 func (x *TxnResult_Read) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[58]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4678,7 +4766,7 @@ type TxnResult_Nested struct {
 
 func (x *TxnResult_Nested) Reset() {
 	*x = TxnResult_Nested{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4690,7 +4778,7 @@ func (x *TxnResult_Nested) String() string {
 func (*TxnResult_Nested) ProtoMessage() {}
 
 func (x *TxnResult_Nested) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[59]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4742,7 +4830,7 @@ type WatchRequest_Create struct {
 
 func (x *WatchRequest_Create) Reset() {
 	*x = WatchRequest_Create{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4754,7 +4842,7 @@ func (x *WatchRequest_Create) String() string {
 func (*WatchRequest_Create) ProtoMessage() {}
 
 func (x *WatchRequest_Create) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[60]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4842,7 +4930,7 @@ type WatchRequest_Cancel struct {
 
 func (x *WatchRequest_Cancel) Reset() {
 	*x = WatchRequest_Cancel{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +4942,7 @@ func (x *WatchRequest_Cancel) String() string {
 func (*WatchRequest_Cancel) ProtoMessage() {}
 
 func (x *WatchRequest_Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[61]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +4973,7 @@ type WatchRequest_Progress struct {
 
 func (x *WatchRequest_Progress) Reset() {
 	*x = WatchRequest_Progress{}
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +4985,7 @@ func (x *WatchRequest_Progress) String() string {
 func (*WatchRequest_Progress) ProtoMessage() {}
 
 func (x *WatchRequest_Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[62]
+	mi := &file_logmirror_kv_v1_kv_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5220,7 +5308,11 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\x0eKIND_SNOWFLAKE\x10\x01\x12\x11\n" +
 	"\rKIND_RAINDROP\x10\x02\x12\x10\n" +
 	"\fKIND_SEGMENT\x10\x03\x12\x11\n" +
-	"\rKIND_SEQUENCE\x10\x04\"}\n" +
+	"\rKIND_SEQUENCE\x10\x04\"S\n" +
+	"\x15GenerateStreamRequest\x12:\n" +
+	"\arequest\x18\x01 \x01(\v2 .logmirror.kv.v1.GenerateRequestR\arequest\"W\n" +
+	"\x16GenerateStreamResponse\x12=\n" +
+	"\bresponse\x18\x01 \x01(\v2!.logmirror.kv.v1.GenerateResponseR\bresponse\"}\n" +
 	"\x10GenerateResponse\x127\n" +
 	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x120\n" +
 	"\x06blocks\x18\x02 \x03(\v2\x18.logmirror.kv.v1.IdBlockR\x06blocks\"5\n" +
@@ -5294,9 +5386,10 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"TimeToLive\x12\".logmirror.kv.v1.TimeToLiveRequest\x1a#.logmirror.kv.v1.TimeToLiveResponse\x12U\n" +
 	"\n" +
-	"ListLeases\x12\".logmirror.kv.v1.ListLeasesRequest\x1a#.logmirror.kv.v1.ListLeasesResponse2\\\n" +
+	"ListLeases\x12\".logmirror.kv.v1.ListLeasesRequest\x1a#.logmirror.kv.v1.ListLeasesResponse2\xc3\x01\n" +
 	"\tIdService\x12O\n" +
-	"\bGenerate\x12 .logmirror.kv.v1.GenerateRequest\x1a!.logmirror.kv.v1.GenerateResponse2[\n" +
+	"\bGenerate\x12 .logmirror.kv.v1.GenerateRequest\x1a!.logmirror.kv.v1.GenerateResponse\x12e\n" +
+	"\x0eGenerateStream\x12&.logmirror.kv.v1.GenerateStreamRequest\x1a'.logmirror.kv.v1.GenerateStreamResponse(\x010\x012[\n" +
 	"\x0eClusterService\x12I\n" +
 	"\x06Status\x12\x1e.logmirror.kv.v1.StatusRequest\x1a\x1f.logmirror.kv.v1.StatusResponseB?Z=github.com/logmirror/logmirror/api/proto/logmirror/kv/v1;kvv1b\x06proto3"
 
@@ -5313,7 +5406,7 @@ func file_logmirror_kv_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_kv_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_logmirror_kv_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(Consistency_Level)(0),         // 0: logmirror.kv.v1.Consistency.Level
 	(Compare_Relation)(0),          // 1: logmirror.kv.v1.Compare.Relation
@@ -5361,33 +5454,35 @@ var file_logmirror_kv_v1_kv_proto_goTypes = []any{
 	(*ListLeasesResponse)(nil),     // 43: logmirror.kv.v1.ListLeasesResponse
 	(*LeaseStatus)(nil),            // 44: logmirror.kv.v1.LeaseStatus
 	(*GenerateRequest)(nil),        // 45: logmirror.kv.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 46: logmirror.kv.v1.GenerateResponse
-	(*IdBlock)(nil),                // 47: logmirror.kv.v1.IdBlock
-	(*StatusRequest)(nil),          // 48: logmirror.kv.v1.StatusRequest
-	(*StatusResponse)(nil),         // 49: logmirror.kv.v1.StatusResponse
-	(*FrontendStatus)(nil),         // 50: logmirror.kv.v1.FrontendStatus
-	(*LogStatus)(nil),              // 51: logmirror.kv.v1.LogStatus
-	(*LogMemberStatus)(nil),        // 52: logmirror.kv.v1.LogMemberStatus
-	(*Mutation_Insert)(nil),        // 53: logmirror.kv.v1.Mutation.Insert
-	(*Mutation_Remove)(nil),        // 54: logmirror.kv.v1.Mutation.Remove
-	(*Mutation_Append)(nil),        // 55: logmirror.kv.v1.Mutation.Append
-	(*TxnOperation_Put)(nil),       // 56: logmirror.kv.v1.TxnOperation.Put
-	(*TxnOperation_Delete)(nil),    // 57: logmirror.kv.v1.TxnOperation.Delete
-	(*TxnOperation_Read)(nil),      // 58: logmirror.kv.v1.TxnOperation.Read
-	(*TxnOperation_Nested)(nil),    // 59: logmirror.kv.v1.TxnOperation.Nested
-	(*TxnResult_Put)(nil),          // 60: logmirror.kv.v1.TxnResult.Put
-	(*TxnResult_Delete)(nil),       // 61: logmirror.kv.v1.TxnResult.Delete
-	(*TxnResult_Read)(nil),         // 62: logmirror.kv.v1.TxnResult.Read
-	(*TxnResult_Nested)(nil),       // 63: logmirror.kv.v1.TxnResult.Nested
-	(*WatchRequest_Create)(nil),    // 64: logmirror.kv.v1.WatchRequest.Create
-	(*WatchRequest_Cancel)(nil),    // 65: logmirror.kv.v1.WatchRequest.Cancel
-	(*WatchRequest_Progress)(nil),  // 66: logmirror.kv.v1.WatchRequest.Progress
+	(*GenerateStreamRequest)(nil),  // 46: logmirror.kv.v1.GenerateStreamRequest
+	(*GenerateStreamResponse)(nil), // 47: logmirror.kv.v1.GenerateStreamResponse
+	(*GenerateResponse)(nil),       // 48: logmirror.kv.v1.GenerateResponse
+	(*IdBlock)(nil),                // 49: logmirror.kv.v1.IdBlock
+	(*StatusRequest)(nil),          // 50: logmirror.kv.v1.StatusRequest
+	(*StatusResponse)(nil),         // 51: logmirror.kv.v1.StatusResponse
+	(*FrontendStatus)(nil),         // 52: logmirror.kv.v1.FrontendStatus
+	(*LogStatus)(nil),              // 53: logmirror.kv.v1.LogStatus
+	(*LogMemberStatus)(nil),        // 54: logmirror.kv.v1.LogMemberStatus
+	(*Mutation_Insert)(nil),        // 55: logmirror.kv.v1.Mutation.Insert
+	(*Mutation_Remove)(nil),        // 56: logmirror.kv.v1.Mutation.Remove
+	(*Mutation_Append)(nil),        // 57: logmirror.kv.v1.Mutation.Append
+	(*TxnOperation_Put)(nil),       // 58: logmirror.kv.v1.TxnOperation.Put
+	(*TxnOperation_Delete)(nil),    // 59: logmirror.kv.v1.TxnOperation.Delete
+	(*TxnOperation_Read)(nil),      // 60: logmirror.kv.v1.TxnOperation.Read
+	(*TxnOperation_Nested)(nil),    // 61: logmirror.kv.v1.TxnOperation.Nested
+	(*TxnResult_Put)(nil),          // 62: logmirror.kv.v1.TxnResult.Put
+	(*TxnResult_Delete)(nil),       // 63: logmirror.kv.v1.TxnResult.Delete
+	(*TxnResult_Read)(nil),         // 64: logmirror.kv.v1.TxnResult.Read
+	(*TxnResult_Nested)(nil),       // 65: logmirror.kv.v1.TxnResult.Nested
+	(*WatchRequest_Create)(nil),    // 66: logmirror.kv.v1.WatchRequest.Create
+	(*WatchRequest_Cancel)(nil),    // 67: logmirror.kv.v1.WatchRequest.Cancel
+	(*WatchRequest_Progress)(nil),  // 68: logmirror.kv.v1.WatchRequest.Progress
 }
 var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	0,  // 0: logmirror.kv.v1.Consistency.level:type_name -> logmirror.kv.v1.Consistency.Level
 	6,  // 1: logmirror.kv.v1.Consistency.at_least:type_name -> logmirror.kv.v1.Token
 	5,  // 2: logmirror.kv.v1.SyncIncomplete.header:type_name -> logmirror.kv.v1.ResponseHeader
-	50, // 3: logmirror.kv.v1.SyncIncomplete.missing:type_name -> logmirror.kv.v1.FrontendStatus
+	52, // 3: logmirror.kv.v1.SyncIncomplete.missing:type_name -> logmirror.kv.v1.FrontendStatus
 	8,  // 4: logmirror.kv.v1.PutRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 5: logmirror.kv.v1.PutResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	4,  // 6: logmirror.kv.v1.PutResponse.previous:type_name -> logmirror.kv.v1.KeyValue
@@ -5403,9 +5498,9 @@ var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	8,  // 16: logmirror.kv.v1.CompareAndSwapRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 17: logmirror.kv.v1.CompareAndSwapResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	4,  // 18: logmirror.kv.v1.CompareAndSwapResponse.current:type_name -> logmirror.kv.v1.KeyValue
-	53, // 19: logmirror.kv.v1.Mutation.insert:type_name -> logmirror.kv.v1.Mutation.Insert
-	54, // 20: logmirror.kv.v1.Mutation.remove:type_name -> logmirror.kv.v1.Mutation.Remove
-	55, // 21: logmirror.kv.v1.Mutation.append:type_name -> logmirror.kv.v1.Mutation.Append
+	55, // 19: logmirror.kv.v1.Mutation.insert:type_name -> logmirror.kv.v1.Mutation.Insert
+	56, // 20: logmirror.kv.v1.Mutation.remove:type_name -> logmirror.kv.v1.Mutation.Remove
+	57, // 21: logmirror.kv.v1.Mutation.append:type_name -> logmirror.kv.v1.Mutation.Append
 	20, // 22: logmirror.kv.v1.MutateRequest.mutation:type_name -> logmirror.kv.v1.Mutation
 	8,  // 23: logmirror.kv.v1.MutateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 24: logmirror.kv.v1.MutateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
@@ -5417,23 +5512,23 @@ var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	26, // 30: logmirror.kv.v1.TxnRequest.failure:type_name -> logmirror.kv.v1.TxnOperation
 	8,  // 31: logmirror.kv.v1.TxnRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	7,  // 32: logmirror.kv.v1.TxnRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	56, // 33: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
-	57, // 34: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
-	58, // 35: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
-	59, // 36: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
+	58, // 33: logmirror.kv.v1.TxnOperation.put:type_name -> logmirror.kv.v1.TxnOperation.Put
+	59, // 34: logmirror.kv.v1.TxnOperation.delete:type_name -> logmirror.kv.v1.TxnOperation.Delete
+	60, // 35: logmirror.kv.v1.TxnOperation.read:type_name -> logmirror.kv.v1.TxnOperation.Read
+	61, // 36: logmirror.kv.v1.TxnOperation.nested:type_name -> logmirror.kv.v1.TxnOperation.Nested
 	20, // 37: logmirror.kv.v1.TxnOperation.mutate:type_name -> logmirror.kv.v1.Mutation
 	5,  // 38: logmirror.kv.v1.TxnResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	28, // 39: logmirror.kv.v1.TxnResponse.results:type_name -> logmirror.kv.v1.TxnResult
-	60, // 40: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
-	61, // 41: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
-	62, // 42: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
-	63, // 43: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
+	62, // 40: logmirror.kv.v1.TxnResult.put:type_name -> logmirror.kv.v1.TxnResult.Put
+	63, // 41: logmirror.kv.v1.TxnResult.delete:type_name -> logmirror.kv.v1.TxnResult.Delete
+	64, // 42: logmirror.kv.v1.TxnResult.read:type_name -> logmirror.kv.v1.TxnResult.Read
+	65, // 43: logmirror.kv.v1.TxnResult.nested:type_name -> logmirror.kv.v1.TxnResult.Nested
 	23, // 44: logmirror.kv.v1.TxnResult.mutate:type_name -> logmirror.kv.v1.MutationResult
 	8,  // 45: logmirror.kv.v1.CompactRequest.options:type_name -> logmirror.kv.v1.WriteOptions
 	5,  // 46: logmirror.kv.v1.CompactResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	64, // 47: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
-	65, // 48: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
-	66, // 49: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
+	66, // 47: logmirror.kv.v1.WatchRequest.create:type_name -> logmirror.kv.v1.WatchRequest.Create
+	67, // 48: logmirror.kv.v1.WatchRequest.cancel:type_name -> logmirror.kv.v1.WatchRequest.Cancel
+	68, // 49: logmirror.kv.v1.WatchRequest.progress:type_name -> logmirror.kv.v1.WatchRequest.Progress
 	5,  // 50: logmirror.kv.v1.WatchResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
 	33, // 51: logmirror.kv.v1.WatchResponse.events:type_name -> logmirror.kv.v1.Event
 	2,  // 52: logmirror.kv.v1.Event.type:type_name -> logmirror.kv.v1.Event.EventType
@@ -5449,56 +5544,60 @@ var file_logmirror_kv_v1_kv_proto_depIdxs = []int32{
 	44, // 62: logmirror.kv.v1.ListLeasesResponse.leases:type_name -> logmirror.kv.v1.LeaseStatus
 	3,  // 63: logmirror.kv.v1.GenerateRequest.kind:type_name -> logmirror.kv.v1.GenerateRequest.Kind
 	8,  // 64: logmirror.kv.v1.GenerateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	5,  // 65: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	47, // 66: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
-	5,  // 67: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	50, // 68: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
-	51, // 69: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
-	52, // 70: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
-	24, // 71: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
-	26, // 72: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
-	26, // 73: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
-	4,  // 74: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 75: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
-	4,  // 76: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
-	28, // 77: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
-	10, // 78: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
-	12, // 79: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
-	14, // 80: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
-	16, // 81: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
-	18, // 82: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
-	21, // 83: logmirror.kv.v1.KvService.Mutate:input_type -> logmirror.kv.v1.MutateRequest
-	25, // 84: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
-	29, // 85: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
-	31, // 86: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
-	34, // 87: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
-	36, // 88: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
-	38, // 89: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
-	40, // 90: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
-	42, // 91: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
-	45, // 92: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
-	48, // 93: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
-	11, // 94: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
-	13, // 95: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
-	15, // 96: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
-	17, // 97: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
-	19, // 98: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
-	22, // 99: logmirror.kv.v1.KvService.Mutate:output_type -> logmirror.kv.v1.MutateResponse
-	27, // 100: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
-	30, // 101: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
-	32, // 102: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
-	35, // 103: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
-	37, // 104: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
-	39, // 105: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
-	41, // 106: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
-	43, // 107: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
-	46, // 108: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
-	49, // 109: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
-	94, // [94:110] is the sub-list for method output_type
-	78, // [78:94] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	45, // 65: logmirror.kv.v1.GenerateStreamRequest.request:type_name -> logmirror.kv.v1.GenerateRequest
+	48, // 66: logmirror.kv.v1.GenerateStreamResponse.response:type_name -> logmirror.kv.v1.GenerateResponse
+	5,  // 67: logmirror.kv.v1.GenerateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	49, // 68: logmirror.kv.v1.GenerateResponse.blocks:type_name -> logmirror.kv.v1.IdBlock
+	5,  // 69: logmirror.kv.v1.StatusResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	52, // 70: logmirror.kv.v1.StatusResponse.frontends:type_name -> logmirror.kv.v1.FrontendStatus
+	53, // 71: logmirror.kv.v1.StatusResponse.log:type_name -> logmirror.kv.v1.LogStatus
+	54, // 72: logmirror.kv.v1.LogStatus.members:type_name -> logmirror.kv.v1.LogMemberStatus
+	24, // 73: logmirror.kv.v1.TxnOperation.Nested.compares:type_name -> logmirror.kv.v1.Compare
+	26, // 74: logmirror.kv.v1.TxnOperation.Nested.success:type_name -> logmirror.kv.v1.TxnOperation
+	26, // 75: logmirror.kv.v1.TxnOperation.Nested.failure:type_name -> logmirror.kv.v1.TxnOperation
+	4,  // 76: logmirror.kv.v1.TxnResult.Put.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 77: logmirror.kv.v1.TxnResult.Delete.previous:type_name -> logmirror.kv.v1.KeyValue
+	4,  // 78: logmirror.kv.v1.TxnResult.Read.key_values:type_name -> logmirror.kv.v1.KeyValue
+	28, // 79: logmirror.kv.v1.TxnResult.Nested.results:type_name -> logmirror.kv.v1.TxnResult
+	10, // 80: logmirror.kv.v1.KvService.Put:input_type -> logmirror.kv.v1.PutRequest
+	12, // 81: logmirror.kv.v1.KvService.Get:input_type -> logmirror.kv.v1.GetRequest
+	14, // 82: logmirror.kv.v1.KvService.List:input_type -> logmirror.kv.v1.ListRequest
+	16, // 83: logmirror.kv.v1.KvService.Delete:input_type -> logmirror.kv.v1.DeleteRequest
+	18, // 84: logmirror.kv.v1.KvService.CompareAndSwap:input_type -> logmirror.kv.v1.CompareAndSwapRequest
+	21, // 85: logmirror.kv.v1.KvService.Mutate:input_type -> logmirror.kv.v1.MutateRequest
+	25, // 86: logmirror.kv.v1.KvService.Txn:input_type -> logmirror.kv.v1.TxnRequest
+	29, // 87: logmirror.kv.v1.KvService.Compact:input_type -> logmirror.kv.v1.CompactRequest
+	31, // 88: logmirror.kv.v1.WatchService.Watch:input_type -> logmirror.kv.v1.WatchRequest
+	34, // 89: logmirror.kv.v1.LeaseService.Grant:input_type -> logmirror.kv.v1.GrantRequest
+	36, // 90: logmirror.kv.v1.LeaseService.Revoke:input_type -> logmirror.kv.v1.RevokeRequest
+	38, // 91: logmirror.kv.v1.LeaseService.KeepAlive:input_type -> logmirror.kv.v1.KeepAliveRequest
+	40, // 92: logmirror.kv.v1.LeaseService.TimeToLive:input_type -> logmirror.kv.v1.TimeToLiveRequest
+	42, // 93: logmirror.kv.v1.LeaseService.ListLeases:input_type -> logmirror.kv.v1.ListLeasesRequest
+	45, // 94: logmirror.kv.v1.IdService.Generate:input_type -> logmirror.kv.v1.GenerateRequest
+	46, // 95: logmirror.kv.v1.IdService.GenerateStream:input_type -> logmirror.kv.v1.GenerateStreamRequest
+	50, // 96: logmirror.kv.v1.ClusterService.Status:input_type -> logmirror.kv.v1.StatusRequest
+	11, // 97: logmirror.kv.v1.KvService.Put:output_type -> logmirror.kv.v1.PutResponse
+	13, // 98: logmirror.kv.v1.KvService.Get:output_type -> logmirror.kv.v1.GetResponse
+	15, // 99: logmirror.kv.v1.KvService.List:output_type -> logmirror.kv.v1.ListResponse
+	17, // 100: logmirror.kv.v1.KvService.Delete:output_type -> logmirror.kv.v1.DeleteResponse
+	19, // 101: logmirror.kv.v1.KvService.CompareAndSwap:output_type -> logmirror.kv.v1.CompareAndSwapResponse
+	22, // 102: logmirror.kv.v1.KvService.Mutate:output_type -> logmirror.kv.v1.MutateResponse
+	27, // 103: logmirror.kv.v1.KvService.Txn:output_type -> logmirror.kv.v1.TxnResponse
+	30, // 104: logmirror.kv.v1.KvService.Compact:output_type -> logmirror.kv.v1.CompactResponse
+	32, // 105: logmirror.kv.v1.WatchService.Watch:output_type -> logmirror.kv.v1.WatchResponse
+	35, // 106: logmirror.kv.v1.LeaseService.Grant:output_type -> logmirror.kv.v1.GrantResponse
+	37, // 107: logmirror.kv.v1.LeaseService.Revoke:output_type -> logmirror.kv.v1.RevokeResponse
+	39, // 108: logmirror.kv.v1.LeaseService.KeepAlive:output_type -> logmirror.kv.v1.KeepAliveResponse
+	41, // 109: logmirror.kv.v1.LeaseService.TimeToLive:output_type -> logmirror.kv.v1.TimeToLiveResponse
+	43, // 110: logmirror.kv.v1.LeaseService.ListLeases:output_type -> logmirror.kv.v1.ListLeasesResponse
+	48, // 111: logmirror.kv.v1.IdService.Generate:output_type -> logmirror.kv.v1.GenerateResponse
+	47, // 112: logmirror.kv.v1.IdService.GenerateStream:output_type -> logmirror.kv.v1.GenerateStreamResponse
+	51, // 113: logmirror.kv.v1.ClusterService.Status:output_type -> logmirror.kv.v1.StatusResponse
+	97, // [97:114] is the sub-list for method output_type
+	80, // [80:97] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_kv_v1_kv_proto_init() }
@@ -5553,7 +5652,7 @@ func file_logmirror_kv_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_kv_v1_kv_proto_rawDesc), len(file_logmirror_kv_v1_kv_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   63,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

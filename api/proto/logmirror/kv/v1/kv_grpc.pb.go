@@ -787,7 +787,8 @@ var LeaseService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	IdService_Generate_FullMethodName = "/logmirror.kv.v1.IdService/Generate"
+	IdService_Generate_FullMethodName       = "/logmirror.kv.v1.IdService/Generate"
+	IdService_GenerateStream_FullMethodName = "/logmirror.kv.v1.IdService/GenerateStream"
 )
 
 // IdServiceClient is the client API for IdService service.
@@ -801,6 +802,10 @@ type IdServiceClient interface {
 	// its clock is too far behind; RESOURCE_EXHAUSTED: no node number is free, or the range is used up. Both may be asked
 	// again at any time: an id that was never received is only a gap.
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (*GenerateResponse, error)
+	// GenerateStream is Generate for those who want ids all the time: one answer for each request, in order, without the cost
+	// of a call each. Nothing is made that was not asked for, so whoever reads slowly only asks later; answers that nobody reads
+	// keep further requests from being looked at. A request that fails ends the stream with its error.
+	GenerateStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[GenerateStreamRequest, GenerateStreamResponse], error)
 }
 
 type idServiceClient struct {
@@ -821,6 +826,19 @@ func (c *idServiceClient) Generate(ctx context.Context, in *GenerateRequest, opt
 	return out, nil
 }
 
+func (c *idServiceClient) GenerateStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[GenerateStreamRequest, GenerateStreamResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &IdService_ServiceDesc.Streams[0], IdService_GenerateStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GenerateStreamRequest, GenerateStreamResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IdService_GenerateStreamClient = grpc.BidiStreamingClient[GenerateStreamRequest, GenerateStreamResponse]
+
 // IdServiceServer is the server API for IdService service.
 // All implementations must embed UnimplementedIdServiceServer
 // for forward compatibility.
@@ -832,6 +850,10 @@ type IdServiceServer interface {
 	// its clock is too far behind; RESOURCE_EXHAUSTED: no node number is free, or the range is used up. Both may be asked
 	// again at any time: an id that was never received is only a gap.
 	Generate(context.Context, *GenerateRequest) (*GenerateResponse, error)
+	// GenerateStream is Generate for those who want ids all the time: one answer for each request, in order, without the cost
+	// of a call each. Nothing is made that was not asked for, so whoever reads slowly only asks later; answers that nobody reads
+	// keep further requests from being looked at. A request that fails ends the stream with its error.
+	GenerateStream(grpc.BidiStreamingServer[GenerateStreamRequest, GenerateStreamResponse]) error
 	mustEmbedUnimplementedIdServiceServer()
 }
 
@@ -844,6 +866,9 @@ type UnimplementedIdServiceServer struct{}
 
 func (UnimplementedIdServiceServer) Generate(context.Context, *GenerateRequest) (*GenerateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Generate not implemented")
+}
+func (UnimplementedIdServiceServer) GenerateStream(grpc.BidiStreamingServer[GenerateStreamRequest, GenerateStreamResponse]) error {
+	return status.Error(codes.Unimplemented, "method GenerateStream not implemented")
 }
 func (UnimplementedIdServiceServer) mustEmbedUnimplementedIdServiceServer() {}
 func (UnimplementedIdServiceServer) testEmbeddedByValue()                   {}
@@ -884,6 +909,13 @@ func _IdService_Generate_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IdService_GenerateStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(IdServiceServer).GenerateStream(&grpc.GenericServerStream[GenerateStreamRequest, GenerateStreamResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IdService_GenerateStreamServer = grpc.BidiStreamingServer[GenerateStreamRequest, GenerateStreamResponse]
+
 // IdService_ServiceDesc is the grpc.ServiceDesc for IdService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -896,7 +928,14 @@ var IdService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _IdService_Generate_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "GenerateStream",
+			Handler:       _IdService_GenerateStream_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "logmirror/kv/v1/kv.proto",
 }
 
