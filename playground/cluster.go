@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -31,8 +32,7 @@ type Cluster struct {
 	network *wan.Network
 	dir     *dataDir
 
-	// Both are fixed before Start returns; the parts guard themselves.
-	members   []*part[*logservice.Server]
+	// Fixed before Start returns; the parts guard themselves.
 	frontends []*part[*frontend.Server]
 
 	ready    chan struct{}
@@ -41,8 +41,9 @@ type Cluster struct {
 	stop     context.CancelFunc
 	waiter   sync.WaitGroup // of the goroutine that closes ready
 
-	mu  sync.Mutex
-	err error // why done is closed
+	mu      sync.Mutex
+	members []*part[*logservice.Server]
+	err     error // why done is closed
 }
 
 // Start starts a cluster and returns as soon as its parts run; Ready tells when they serve. After an error nothing is
@@ -100,18 +101,39 @@ func (c *Cluster) startMembers() error {
 		m.Address = listener.Addr().String()
 		initial[i] = logservice.InitialMember{Name: m.Name, Region: m.Region, Address: m.Address}
 	}
+	if c.dir.layout.Changed {
+		initial = nil // all have begun, some of them later
+	}
 	if err := c.dir.save(); err != nil {
 		return err
 	}
 	for i, m := range c.dir.layout.Log {
-		p := &part[*logservice.Server]{name: m.Name, region: m.Region, address: m.Address, ended: c.fail}
-		p.start = func() (*logservice.Server, error) { return c.startMember(p, listeners[i], initial) }
-		c.members = append(c.members, p)
+		p := c.addPart(m, listeners[i], func(config *logservice.Config) error {
+			config.InitialCluster = initial
+			return nil
+		})
 		if err := p.begin(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addPart makes a log member a part of the cluster. begin completes its configuration before each start.
+func (c *Cluster) addPart(m layoutMember, listener *reserved, begin func(*logservice.Config) error) *part[*logservice.Server] {
+	p := &part[*logservice.Server]{name: m.Name, region: m.Region, address: m.Address, ended: c.memberEnded}
+	p.start = func() (*logservice.Server, error) { return c.startMember(p, listener, begin) }
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = append(c.members, p)
+	return p
+}
+
+// memberParts are the log members there are now.
+func (c *Cluster) memberParts() []*part[*logservice.Server] {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.members)
 }
 
 // listenMember prefers the address of the last time, which others may know; a port that is taken meanwhile is no
@@ -163,27 +185,30 @@ func (c *Cluster) listenAgain(first *reserved, region, address string) (net.List
 }
 
 func (c *Cluster) startMember(p *part[*logservice.Server], first *reserved,
-	initial []logservice.InitialMember) (*logservice.Server, error) {
+	begin func(*logservice.Config) error) (*logservice.Server, error) {
 	listener, err := c.listenAgain(first, p.region, p.address)
 	if err != nil {
 		return nil, err
 	}
-	server, err := logservice.Start(logservice.Config{
+	config := logservice.Config{
 		Name: p.name, Region: p.region, Advertise: p.address,
-		DataDir:        c.dir.member(p.name),
-		FS:             c.config.FS,
-		Listener:       listener,
-		Dial:           c.network.Region(p.region).Dial,
-		InitialCluster: initial,
-		Publication:    c.config.Publication,
-		LeaderPolicy:   logservice.LeaderPolicy{Region: c.config.LeaderRegion},
-		TickInterval:   tickInterval,
-		Now:            c.memberNow(p.name),
-		ElectionTicks:  c.electionTicks(),
-		SegmentBytes:   segmentBytes,
-		Version:        version.String(),
-		Logger:         c.config.Logger.With("process", p.name),
-	})
+		DataDir:       c.dir.member(p.name),
+		FS:            c.config.FS,
+		Listener:      listener,
+		Dial:          c.network.Region(p.region).Dial,
+		Publication:   c.config.Publication,
+		LeaderPolicy:  logservice.LeaderPolicy{Region: c.config.LeaderRegion},
+		TickInterval:  tickInterval,
+		Now:           c.memberNow(p.name),
+		ElectionTicks: c.electionTicks(),
+		SegmentBytes:  segmentBytes,
+		Version:       version.String(),
+		Logger:        c.config.Logger.With("process", p.name),
+	}
+	if err := begin(&config); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	server, err := logservice.Start(config)
 	if err != nil {
 		_ = listener.Close() // may be closed already
 		return nil, err
@@ -221,6 +246,11 @@ func (c *Cluster) electionTicks() int {
 }
 
 func (c *Cluster) startFrontends() error {
+	// As an operator's flags do, this names the members there are now; the frontends learn of others.
+	var log []string
+	for _, m := range c.memberParts() {
+		log = append(log, m.address)
+	}
 	for i, region := range c.config.Regions {
 		address, err := c.frontendAddress(i)
 		if err != nil {
@@ -237,7 +267,7 @@ func (c *Cluster) startFrontends() error {
 		p := &part[*frontend.Server]{
 			name: "frontend-" + region, region: region, address: listener.Addr().String(), ended: c.fail,
 		}
-		p.start = func() (*frontend.Server, error) { return c.startFrontend(p, first) }
+		p.start = func() (*frontend.Server, error) { return c.startFrontend(p, first, log) }
 		c.frontends = append(c.frontends, p)
 		err = p.begin()
 		first.release()
@@ -262,14 +292,10 @@ func (c *Cluster) frontendAddress(i int) (string, error) {
 	return net.JoinHostPort(host, strconv.Itoa(port)), nil
 }
 
-func (c *Cluster) startFrontend(p *part[*frontend.Server], first *reserved) (*frontend.Server, error) {
+func (c *Cluster) startFrontend(p *part[*frontend.Server], first *reserved, log []string) (*frontend.Server, error) {
 	listener, err := c.listenAgain(first, p.region, p.address)
 	if err != nil {
 		return nil, err
-	}
-	var log []string
-	for _, m := range c.members {
-		log = append(log, m.address)
 	}
 	server, err := frontend.Start(frontend.Config{
 		Name: p.name, Region: p.region, Advertise: p.address,
@@ -347,13 +373,13 @@ func (c *Cluster) DataDir() string {
 	return c.config.DataDir
 }
 
-// Info says where the parts are. It does not change while the cluster runs.
+// Info says where the parts are. It changes only with the log's members.
 func (c *Cluster) Info() Info {
 	var info Info
 	for _, p := range c.frontends {
 		info.Regions = append(info.Regions, RegionInfo{Name: p.region, Frontend: p.address})
 	}
-	for _, p := range c.members {
+	for _, p := range c.memberParts() {
 		info.Log = append(info.Log, MemberInfo{Name: p.name, Region: p.region, Address: p.address})
 	}
 	return info
@@ -386,7 +412,7 @@ func (c *Cluster) shut(endMember func(*logservice.Server), endFrontend func(*fro
 	c.stop()
 	c.waiter.Wait()
 	endAll(c.frontends, endFrontend)
-	endAll(c.members, endMember)
+	endAll(c.memberParts(), endMember)
 	c.network.Close()
 	_ = c.dir.close() // the lock ends with the process in any case
 }

@@ -25,6 +25,8 @@ type layout struct {
 	Version int            `json:"version"`
 	Regions []string       `json:"regions"`
 	Log     []layoutMember `json:"log"`
+	// Changed is set once a log member was added or removed: then all that are left know the others by themselves.
+	Changed bool `json:"changed,omitempty"`
 }
 
 type layoutMember struct {
@@ -100,7 +102,7 @@ func (d *dataDir) check(regions []string) error {
 		return fmt.Errorf("data directory %s holds a cluster of the regions %s, not %s: name those, or use another directory",
 			d.path, strings.Join(d.layout.Regions, ","), strings.Join(regions, ","))
 	}
-	if !slices.EqualFunc(d.layout.Log, newLayout(regions).Log, func(a, b layoutMember) bool {
+	if !d.layout.Changed && !slices.EqualFunc(d.layout.Log, newLayout(regions).Log, func(a, b layoutMember) bool {
 		return a.Name == b.Name && a.Region == b.Region
 	}) {
 		return fmt.Errorf("data directory: %s is damaged: it names other log members", d.layoutFile())

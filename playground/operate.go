@@ -20,7 +20,7 @@ func find[P process](parts []*part[P], name string) (*part[P], error) {
 
 // KillMember ends a log member as kill -9 would.
 func (c *Cluster) KillMember(name string) error {
-	p, err := find(c.members, name)
+	p, err := find(c.memberParts(), name)
 	if err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func (c *Cluster) KillMember(name string) error {
 
 // RestartMember starts a log member that was killed or stopped.
 func (c *Cluster) RestartMember(name string) error {
-	p, err := find(c.members, name)
+	p, err := find(c.memberParts(), name)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (c *Cluster) eachOf(region string, member func(*part[*logservice.Server]) e
 			errs = append(errs, front(p))
 		}
 	}
-	for _, p := range c.members {
+	for _, p := range c.memberParts() {
 		if p.region == region {
 			errs = append(errs, member(p))
 		}
@@ -121,7 +121,7 @@ func (c *Cluster) eachOf(region string, member func(*part[*logservice.Server]) e
 
 // MemberStatus returns what a running log member says of itself.
 func (c *Cluster) MemberStatus(name string) (*logv1.StatusResponse, error) {
-	p, err := find(c.members, name)
+	p, err := find(c.memberParts(), name)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (c *Cluster) MemberStatus(name string) (*logv1.StatusResponse, error) {
 // Leader returns the name of the log member that knows itself to lead in the highest term, if there is one.
 func (c *Cluster) Leader() (name string, ok bool) {
 	var term uint64
-	for _, p := range c.members {
+	for _, p := range c.memberParts() {
 		server, running := p.current()
 		if !running {
 			continue

@@ -21,8 +21,8 @@ import (
 
 // newLog groups what looks at or steers the log service.
 func newLog(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "log", Short: "Steer the log service's leadership; check and dump a stopped member's files"}
-	c.AddCommand(newLogTransfer(o), newLogVerify(o), newLogDump(o))
+	c := &cobra.Command{Use: "log", Short: "Steer the log service: leadership, members; check and dump a stopped member's files"}
+	c.AddCommand(newLogTransfer(o), newLogMember(o), newLogVerify(o), newLogDump(o))
 	return c
 }
 
@@ -41,19 +41,11 @@ func newLogTransfer(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				credentials, err := o.tls.Client(nil)
-				if err != nil {
-					return exitError{exitUsage, err}
-				}
-				if credentials == nil {
-					credentials = insecure.NewCredentials()
-				}
-				direct, err := grpc.NewClient("passthrough:///"+member.GetAddress(), grpc.WithTransportCredentials(credentials))
-				if err != nil {
+				var moved *logv1.TransferLeadershipResponse
+				err = o.callMember(member.GetAddress(), func(log logv1.LogServiceClient) (err error) {
+					moved, err = log.TransferLeadership(ctx, &logv1.TransferLeadershipRequest{TargetId: member.GetId()})
 					return err
-				}
-				defer direct.Close()
-				moved, err := logv1.NewLogServiceClient(direct).TransferLeadership(ctx, &logv1.TransferLeadershipRequest{TargetId: member.GetId()})
+				})
 				if err != nil {
 					return err
 				}
@@ -63,6 +55,23 @@ func newLogTransfer(o *options) *cobra.Command {
 			})
 		},
 	}
+}
+
+// callMember calls a log member itself.
+func (o *options) callMember(address string, do func(logv1.LogServiceClient) error) error {
+	credentials, err := o.tls.Client(nil)
+	if err != nil {
+		return exitError{exitUsage, err}
+	}
+	if credentials == nil {
+		credentials = insecure.NewCredentials()
+	}
+	direct, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials))
+	if err != nil {
+		return err
+	}
+	defer direct.Close()
+	return do(logv1.NewLogServiceClient(direct))
 }
 
 func findMember(members []*kvv1.LogMemberStatus, name string) (*kvv1.LogMemberStatus, error) {

@@ -60,24 +60,10 @@ func (o *options) printStatus(s *kvv1.StatusResponse) {
 	o.line("\nlog        leader %s, term %d, committed %d, published %d, first index %d; this frontend tails %s",
 		orNone(log.GetLeader()), log.GetTerm(), log.GetCommitIndex(), log.GetPublishedIndex(), log.GetFirstIndex(), orNone(log.GetTailing()))
 	table := tabwriter.NewWriter(o.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nMEMBER\tREGION\tADDRESS\tROLE\tTERM\tLAST INDEX\tPUBLISHED\tROUND TRIP\tSTATE")
+	fmt.Fprintln(table, "\nMEMBER\tREGION\tADDRESS\tROLE\tTERM\tLAST INDEX\tLAG\tPUBLISHED\tROUND TRIP\tSTATE")
 	for _, m := range log.GetMembers() {
-		state := "ok"
-		if !m.GetReachable() {
-			state = "unreachable"
-		}
-		if len(m.GetAlarms()) > 0 {
-			state += ": " + strings.Join(m.GetAlarms(), "; ")
-		}
-		role := m.GetRole()
-		if m.GetLeader() {
-			role = "leader"
-		}
-		trip := "-"
-		if m.GetRoundTripMicroseconds() >= 0 {
-			trip = (time.Duration(m.GetRoundTripMicroseconds()) * time.Microsecond).Round(100 * time.Microsecond).String()
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", m.GetName(), m.GetRegion(), m.GetAddress(), role, m.GetTerm(), m.GetLastIndex(), m.GetPublishedIndex(), trip, state)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%d\t%s\t%s\n", m.GetName(), m.GetRegion(), m.GetAddress(), roleText(m), m.GetTerm(),
+			m.GetLastIndex(), lagText(log, m), m.GetPublishedIndex(), roundTripText(m), memberStateText(m))
 	}
 	fmt.Fprintln(table, "\nFRONTEND\tREGION\tINCARNATION\tSESSION\tCLIENTS")
 	for _, f := range s.GetFrontends() {
@@ -90,6 +76,41 @@ func (o *options) printStatus(s *kvv1.StatusResponse) {
 	if err := table.Flush(); err != nil {
 		fmt.Fprintln(o.err, err)
 	}
+}
+
+func roleText(m *kvv1.LogMemberStatus) string {
+	if m.GetLeader() {
+		return "leader"
+	}
+	return m.GetRole()
+}
+
+// lagText is how many entries of the leader's log a member lacks, as far as both answered.
+func lagText(log *kvv1.LogStatus, m *kvv1.LogMemberStatus) string {
+	for _, leader := range log.GetMembers() {
+		if leader.GetLeader() && leader.GetReachable() && m.GetReachable() {
+			return fmt.Sprint(max(leader.GetLastIndex(), m.GetLastIndex()) - m.GetLastIndex())
+		}
+	}
+	return "-"
+}
+
+func roundTripText(m *kvv1.LogMemberStatus) string {
+	if m.GetRoundTripMicroseconds() < 0 {
+		return "-"
+	}
+	return (time.Duration(m.GetRoundTripMicroseconds()) * time.Microsecond).Round(100 * time.Microsecond).String()
+}
+
+func memberStateText(m *kvv1.LogMemberStatus) string {
+	state := "ok"
+	if !m.GetReachable() {
+		state = "unreachable"
+	}
+	if len(m.GetAlarms()) > 0 {
+		state += ": " + strings.Join(m.GetAlarms(), "; ")
+	}
+	return state
 }
 
 func orNone(name string) string {
