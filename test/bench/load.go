@@ -56,7 +56,7 @@ func rows() []row {
 		{"get-serializable", "serializable get", 100, 1000, getWorker(clientv3.WithSerializable())},
 		{"range", "range of 1,000 keys, 10 clients", 10, 10, rangeWorker},
 		{"lease-keepalive", "lease keep-alive, spread", 100, 1000, keepAliveWorker},
-	}, watchRows()...)
+	}, append(watchRows(), row{name: largeRow, title: "a server that holds many keys"}, row{name: wanRow, title: "across regions"})...)
 }
 
 func putWorker(_ context.Context, w workerOptions) (func(context.Context) error, error) {
@@ -138,24 +138,32 @@ func keepAliveWorker(ctx context.Context, w workerOptions) (func(context.Context
 
 // preload writes the keys that reads find and puts overwrite.
 func preload(ctx context.Context, s *system, keys int) error {
-	client, err := dial(s.endpoints[0])
+	clients, closeAll, err := connect(s, loaders)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	for first := 0; first < keys; first += preloadBatch {
-		var puts []clientv3.Op
-		for i := first; i < min(first+preloadBatch, keys); i++ {
-			puts = append(puts, clientv3.OpPut(key(i), value()))
-		}
-		bounded, cancel := context.WithTimeout(ctx, operationTimeout)
-		_, err := client.Txn(bounded).Then(puts...).Commit()
-		cancel()
-		if err != nil {
-			return fmt.Errorf("preload %s: %w", s.name, err)
-		}
+	defer closeAll()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var loading sync.WaitGroup
+	for n, client := range clients {
+		loading.Go(func() {
+			for first := n * preloadBatch; first < keys && ctx.Err() == nil; first += loaders * preloadBatch {
+				var puts []clientv3.Op
+				for i := first; i < min(first+preloadBatch, keys); i++ {
+					puts = append(puts, clientv3.OpPut(key(i), value()))
+				}
+				bounded, done := context.WithTimeout(ctx, operationTimeout)
+				_, err := client.Txn(bounded).Then(puts...).Commit()
+				done()
+				if err != nil {
+					cancel(fmt.Errorf("preload %s: %w", s.name, err))
+				}
+			}
+		})
 	}
-	return nil
+	loading.Wait()
+	return context.Cause(ctx)
 }
 
 // connect opens a row's connections, spread over the endpoints. Closing them ends every stream on them.

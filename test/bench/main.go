@@ -26,7 +26,7 @@ import (
 
 type options struct {
 	source, binaries, against, rows, markdown, json, perf string
-	rounds, keys                                          int
+	rounds, keys, largeKeys                               int
 	duration                                              time.Duration
 }
 
@@ -39,6 +39,7 @@ func main() {
 	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between; * at the end of one stands for anything (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each row")
 	flag.IntVar(&o.keys, "keys", 100000, "keys loaded before the first row; at least 1,000")
+	flag.IntVar(&o.largeKeys, "large-keys", 1000000, "keys in the row about a server that holds many; at least 1,000")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "time that each system is driven in a round")
 	flag.StringVar(&o.markdown, "markdown", "", "file for the table, beside standard output")
 	flag.StringVar(&o.json, "json", "", "file for every round's figures")
@@ -53,7 +54,7 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if o.rounds < 1 || o.keys < rangeKeys || o.duration <= 0 {
+	if o.rounds < 1 || min(o.keys, o.largeKeys) < rangeKeys || o.duration <= 0 {
 		return errors.New("rounds, keys or duration is too small")
 	}
 	chosen, err := chooseRows(o.rows)
@@ -78,7 +79,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer base.stop()
-	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"))
+	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"), nil)
 	if err != nil {
 		return err
 	}
@@ -95,6 +96,19 @@ func run(ctx context.Context, o options) (err error) {
 		Rounds: o.rounds, Duration: o.duration.String(), Keys: o.keys}
 	failed := 0
 	for _, r := range chosen {
+		if r.name == largeRow {
+			document.LargeKeys = o.largeKeys
+			if document.Large, err = runLarge(ctx, o, directory); err != nil {
+				return errors.Join(err, publish(document, o))
+			}
+			continue
+		}
+		if r.name == wanRow {
+			if document.WAN, err = runWAN(ctx, o, directory); err != nil {
+				return errors.Join(err, publish(document, o))
+			}
+			continue
+		}
 		var measured *result
 		if r.worker == nil && watchLoads[r.name].load.kind == idleMemory {
 			measured, err = runMemoryRow(ctx, r, o, directory)
@@ -122,9 +136,9 @@ func run(ctx context.Context, o options) (err error) {
 // startBase starts what logmirror is measured against.
 func startBase(o options, directory string) (*system, error) {
 	if o.against == "" {
-		return startSystem("etcd", o.binaries, directory)
+		return startSystem("etcd", o.binaries, directory, nil)
 	}
-	base, err := startSystem("logmirror", o.against, directory+"-against")
+	base, err := startSystem("logmirror", o.against, directory+"-against", nil)
 	if err == nil {
 		base.name = "other build"
 	}

@@ -25,28 +25,34 @@ type system struct {
 
 // process is one server. The kernel kills it when the benchmark dies, however that comes about.
 type process struct {
-	name    string
-	command *exec.Cmd
-	output  string // file with what it logged
-	metrics string // address of /metrics; empty for none
+	name      string
+	arguments []string // the binary first
+	command   *exec.Cmd
+	output    string // file with what it logged
+	metrics   string // address of /metrics; empty for none
 }
 
 // startProcess must be called from the main goroutine, which is locked to the main thread: a parent-death signal comes
 // when the starting thread ends.
 func startProcess(name, directory, binary string, arguments ...string) (*process, error) {
-	output := filepath.Join(directory, name+".output")
-	file, err := os.Create(output)
+	p := &process{name: name, arguments: append([]string{binary}, arguments...), output: filepath.Join(directory, name+".output")}
+	return p, p.start()
+}
+
+// start starts the process, for the first time or again.
+func (p *process) start() error {
+	file, err := os.OpenFile(p.output, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer file.Close()
-	command := exec.Command(binary, arguments...)
-	command.Stdout, command.Stderr = file, file
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+	p.command = exec.Command(p.arguments[0], p.arguments[1:]...)
+	p.command.Stdout, p.command.Stderr = file, file
+	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.command.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", p.name, err)
 	}
-	return &process{name: name, command: command, output: output}, nil
+	return nil
 }
 
 // stop kills every process and waits for them; the data is thrown away, so none needs to end in order.
@@ -119,81 +125,113 @@ func freePorts(n int) ([]string, error) {
 
 const membersEach = 3
 
-// startSystem starts etcd or logmirror with data in a directory of its own, which is made.
-func startSystem(name, binaries, directory string) (*system, error) {
+// startSystem starts etcd or logmirror with data in a directory of its own, which is made. With links, the servers are in
+// three regions and reach each other through them; nil for one region.
+func startSystem(name, binaries, directory string, between *links) (s *system, err error) {
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return nil, err
 	}
+	s = &system{name: name}
 	if name == "etcd" {
-		return startEtcd(filepath.Join(binaries, "etcdmember"), directory)
+		err = s.startEtcd(filepath.Join(binaries, "etcdmember"), directory, between)
+	} else {
+		err = s.startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory, between)
 	}
-	return startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory)
-}
-
-// startEtcd starts three members of etcd as a release runs them: every flag that is not given is its default, so that
-// each write is on the disks of a majority before it is answered.
-func startEtcd(binary, directory string) (*system, error) {
-	s := &system{name: "etcd"}
-	addresses, err := freePorts(2 * membersEach)
 	if err != nil {
+		s.stop()
 		return nil, err
-	}
-	var initial []string
-	for i := range membersEach {
-		initial = append(initial, fmt.Sprintf("etcd-%d=http://%s", i, addresses[membersEach+i]))
-	}
-	for i := range membersEach {
-		client, peer := "http://"+addresses[i], "http://"+addresses[membersEach+i]
-		p, err := startProcess(fmt.Sprintf("etcd-%d", i), directory, binary,
-			"--name", fmt.Sprintf("etcd-%d", i), "--data-dir", filepath.Join(directory, fmt.Sprintf("etcd-%d", i)),
-			"--listen-client-urls", client, "--advertise-client-urls", client,
-			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-			"--initial-cluster", strings.Join(initial, ","), "--log-level", "error")
-		if err != nil {
-			s.stop()
-			return nil, err
-		}
-		s.processes = append(s.processes, p)
-		s.endpoints = append(s.endpoints, addresses[i])
 	}
 	return s, nil
 }
 
-// startLogmirror starts three log members and three frontends of one region, every other flag at its default but that
-// of the metrics, which tell how the load was packed.
-func startLogmirror(logsvc, frontend, directory string) (*system, error) {
-	s := &system{name: "logmirror"}
-	addresses, err := freePorts(4 * membersEach)
+// start starts a process of the system, in a region.
+func (s *system) start(between *links, region, directory, name, binary string, arguments ...string) (*process, error) {
+	p, err := startProcess(name, directory, binary, arguments...)
 	if err != nil {
 		return nil, err
 	}
-	members, clients, metrics := addresses[:membersEach], addresses[membersEach:2*membersEach], addresses[2*membersEach:]
+	s.processes = append(s.processes, p)
+	between.own(p, region)
+	return p, nil
+}
+
+// startEtcd starts three members of etcd as a release runs them: every flag that is not given is its default, so that
+// each write is on the disks of a majority before it is answered. Between regions the heartbeats and elections have the
+// times that its documentation recommends for such distances.
+func (s *system) startEtcd(binary, directory string, between *links) error {
+	addresses, err := freePorts(2 * membersEach)
+	if err != nil {
+		return err
+	}
+	peers, err := between.front(addresses[membersEach:])
+	if err != nil {
+		return err
+	}
+	var initial, timing []string
+	for i := range membersEach {
+		initial = append(initial, fmt.Sprintf("etcd-%d=http://%s", i, peers[i]))
+	}
+	if between != nil {
+		timing = []string{"--heartbeat-interval", "150", "--election-timeout", "1500"}
+	}
+	for i := range membersEach {
+		client, name := "http://"+addresses[i], fmt.Sprintf("etcd-%d", i)
+		arguments := append([]string{"--name", name, "--data-dir", filepath.Join(directory, name),
+			"--listen-client-urls", client, "--advertise-client-urls", client,
+			"--listen-peer-urls", "http://" + addresses[membersEach+i], "--initial-advertise-peer-urls", "http://" + peers[i],
+			"--initial-cluster", strings.Join(initial, ","), "--log-level", "error"}, timing...)
+		if _, err := s.start(between, regions[i], directory, name, binary, arguments...); err != nil {
+			return err
+		}
+		s.endpoints = append(s.endpoints, addresses[i])
+	}
+	return nil
+}
+
+// startLogmirror starts three log members and three frontends, every other flag at its default but that of the
+// metrics, which tell how the load was packed, and between regions the one that says where the leader is.
+func (s *system) startLogmirror(logsvc, frontend, directory string, between *links) error {
+	addresses, err := freePorts(4 * membersEach)
+	if err != nil {
+		return err
+	}
+	listening, clients, metrics := addresses[:membersEach], addresses[membersEach:2*membersEach], addresses[2*membersEach:]
+	members, err := between.front(listening)
+	if err != nil {
+		return err
+	}
 	var initial []string
 	for i, address := range members {
 		initial = append(initial, fmt.Sprintf("log-%d=%s", i, address))
 	}
-	start := func(name, binary, address string, more ...string) error {
-		p, err := startProcess(name, directory, binary, append([]string{"--name", name, "--region", "local",
+	start := func(name, binary, address string, i int, more ...string) error {
+		region := "local"
+		if between != nil {
+			region = regions[i]
+		}
+		measured := metrics[len(s.processes)]
+		p, err := s.start(between, region, directory, name, binary, append([]string{"--name", name, "--region", region,
 			"--listen", address, "--data-dir", filepath.Join(directory, name), "--log-level", "warn",
-			"--metrics-listen", metrics[len(s.processes)]}, more...)...)
+			"--metrics-listen", measured}, more...)...)
 		if err == nil {
-			p.metrics = metrics[len(s.processes)]
-			s.processes = append(s.processes, p)
+			p.metrics = measured
 		}
 		return err
 	}
-	for i, address := range members {
-		if err := start(fmt.Sprintf("log-%d", i), logsvc, address, "--initial-cluster", strings.Join(initial, ",")); err != nil {
-			s.stop()
-			return nil, err
+	more := []string{"--initial-cluster", strings.Join(initial, ",")}
+	if between != nil {
+		more = append(more, "--leader-policy", "fixed="+regions[0])
+	}
+	for i, address := range listening {
+		if err := start(fmt.Sprintf("log-%d", i), logsvc, address, i, more...); err != nil {
+			return err
 		}
 	}
 	for i, address := range clients {
-		if err := start(fmt.Sprintf("frontend-%d", i), frontend, address, "--log", strings.Join(members, ",")); err != nil {
-			s.stop()
-			return nil, err
+		if err := start(fmt.Sprintf("frontend-%d", i), frontend, address, i, "--log", strings.Join(members, ",")); err != nil {
+			return err
 		}
 		s.endpoints = append(s.endpoints, address)
 	}
-	return s, nil
+	return nil
 }

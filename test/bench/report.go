@@ -153,6 +153,11 @@ type report struct {
 	Duration string    `json:"duration_of_a_round"`
 	Keys     int       `json:"keys"`
 	Rows     []*result `json:"rows"`
+	// Large is the row about servers that hold LargeKeys keys.
+	LargeKeys int       `json:"large_keys,omitempty"`
+	Large     []holding `json:"large,omitempty"`
+	// WAN is the row across regions.
+	WAN []wanResult `json:"across_regions,omitempty"`
 }
 
 func machine() string {
@@ -195,7 +200,13 @@ func (r *report) markdown(w io.Writer) error {
 			return err
 		}
 	}
-	return r.memoryMarkdown(w)
+	if err := r.memoryMarkdown(w); err != nil {
+		return err
+	}
+	if err := largeMarkdown(w, r.LargeKeys, r.Large); err != nil {
+		return err
+	}
+	return wanMarkdown(w, r.WAN)
 }
 
 // memoryMarkdown is the table of the rows about memory, if there are any.

@@ -69,7 +69,7 @@ func runMemoryRow(ctx context.Context, r row, o options, directory string) (*res
 		}
 		for _, name := range order {
 			into := filepath.Join(directory, fmt.Sprintf("%s-%d", r.name, round))
-			s, err := startSystem(name, o.binaries, into)
+			s, err := startSystem(name, o.binaries, into, nil)
 			if err != nil {
 				return nil, err
 			}
