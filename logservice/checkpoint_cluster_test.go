@@ -295,3 +295,64 @@ func TestWrongAndMissingCheckpoints(t *testing.T) {
 		}
 	})
 }
+
+// TestMemberThatWasAwayComesBackThroughASnapshot keeps a voter away for longer than the tail. It comes back through a
+// snapshot, to the same log, and nobody is stopped meanwhile.
+func TestMemberThatWasAwayComesBackThroughASnapshot(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		t.Run(fmt.Sprintf("crash=%v", crash), func(t *testing.T) {
+			bubble(t, small, func(t *testing.T, c *testCluster) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				c.lead("us")
+				frontends := []*fakeFrontend{{c: c, region: "us", bytes: 300_000}, {c: c, region: "eu", bytes: 300_000}}
+				for _, f := range frontends {
+					go f.run(ctx)
+				}
+				go c.load(ctx, "eu", 1000, 5*time.Millisecond)
+				time.Sleep(time.Second)
+				before, applied := c.servers["ap"].Status().LastIndex, frontends[1].applied
+				if crash {
+					c.kill("ap")
+				} else {
+					c.net.Isolate("ap")
+				}
+				c.until(time.Minute, "a log that begins above what the one away has", func() bool {
+					return c.servers["us"].Status().FirstIndex > before+5000 && c.servers["eu"].Status().FirstIndex > before+5000
+				})
+				if frontends[1].applied < applied+5000 {
+					t.Errorf("eu's frontend has come from %d to %d only", applied, frontends[1].applied)
+				}
+				if crash {
+					c.start("ap")
+				} else {
+					c.net.Rejoin("ap")
+				}
+				ap := c.servers["ap"]
+				c.until(30*time.Second, "the one away to catch up", func() bool {
+					return ap.Status().PublishedIndex+500 > c.servers["us"].Status().PublishedIndex
+				})
+				state := ap.Status()
+				if state.FirstIndex <= before {
+					t.Errorf("it has entries from %d on: no snapshot was needed", state.FirstIndex)
+				}
+				if len(state.Checkpoints) == 0 || len(ap.store.List()) == 0 {
+					t.Errorf("checkpoints %v, store %v", state.Checkpoints, ap.store.List())
+				}
+				// Its log is the others' (tail checks), a mirror finds a checkpoint there, and a restart finds it all again.
+				fresh := &fakeFrontend{c: c, region: "ap", bytes: 300_000}
+				if err := fresh.bootstrap(ctx); err != nil {
+					t.Fatal(err)
+				}
+				go fresh.run(ctx)
+				c.until(10*time.Second, "a frontend at ap that has caught up", func() bool { return fresh.applied+500 > frontends[1].applied })
+				c.kill("ap")
+				ap = c.start("ap")
+				c.until(10*time.Second, "ap after a restart", func() bool {
+					return ap.Status().PublishedIndex+500 > c.servers["us"].Status().PublishedIndex
+				})
+				c.lead("ap") // and it can lead
+			})
+		})
+	}
+}

@@ -113,6 +113,21 @@ func (s *Server) performCheckpoints(effects *Effects) {
 			}
 		})
 	}
+	if stage := effects.Stage; stage != nil {
+		s.wait.Go(func() { s.stage(stage) })
+	}
+	if index := effects.Unstage; index != 0 {
+		s.wait.Go(func() {
+			s.staged.Lock()
+			defer s.staged.Unlock()
+			if s.staging.index == index {
+				s.clearStaging()
+			}
+		})
+	}
+	if effects.Install != nil {
+		s.installs <- effects.Install // has room: one group at a time
+	}
 	if effects.Trim != 0 {
 		select {
 		case <-s.trims:

@@ -148,7 +148,8 @@ func (m *Member) removeCheckpoints() {
 	var gone []CheckpointName
 	for name := range c.held {
 		making := m.record.request != nil && m.record.request.point.index == name.Index
-		if m.record.findSealed(name) == nil && !making && name.Index <= m.applied && name != c.fetching {
+		staged := m.snapshots.underWay() != nil && m.snapshots.underWay().checkpoint.name == name
+		if m.record.findSealed(name) == nil && !making && !staged && name.Index <= m.applied && name != c.fetching {
 			gone = append(gone, name)
 		}
 	}

@@ -189,6 +189,9 @@ type Member struct {
 	heartbeatAnswers []uint64
 	sessions         *sessionTable
 	checkpoints      checkpoints
+	snapshots        snapshots
+	// changing is set while a configuration change is being applied.
+	changing bool
 
 	effects *Effects
 }
@@ -221,6 +224,8 @@ func NewMember(config MemberConfig) (*Member, error) {
 		sessions: newSessionTable(config.MaxSessions), checkpoints: newCheckpoints(),
 		effects: &Effects{}}
 	m.elections.heard = map[uint64]int{}
+	m.snapshots.sent = map[uint64]*sentSnapshot{}
+	m.log.snapshot = m.makeSnapshot
 	m.groups.commit, m.groups.term, m.groups.vote = hard.Commit, hard.Term, hard.Vote
 	m.groups.recorded, m.sessions.latest = record.applied, record.stamp
 	if err := m.loadConfChanges(); err != nil {
@@ -341,6 +346,8 @@ func (m *Member) handle(event Event) {
 		m.askCheckpoint(e.Token)
 	case Pinned:
 		m.checkpoints.pinned = e.Index
+	case SnapshotStaged:
+		m.snapshotStaged(e)
 	case Campaign:
 		if err := m.raft.Campaign(); err != nil {
 			m.config.Logger.Debug("raft did not campaign", "error", err)
@@ -355,9 +362,13 @@ func (m *Member) tick() {
 	m.tickElections()
 	m.tickChanges()
 	m.tickCheckpoints()
+	m.tickSnapshots()
 	if g := &m.groups; g.retryAt != 0 && m.ticks >= g.retryAt {
 		g.retryAt, g.since = 0, m.ticks
-		m.effects.Append = g.writing
+		m.effects.Append, m.effects.Install = g.writing, g.install
+		if g.install != nil {
+			m.effects.Append = nil
+		}
 	}
 }
 
@@ -463,6 +474,9 @@ func (m *Member) becameLeader() {
 // lastStamp finds the stamp of the last envelope in the log; false where there is none. What is applied need not be there
 // any more: it may have been trimmed, or never have been here.
 func (m *Member) lastStamp() (uint64, bool) {
+	if m.snapshots.installing != nil {
+		return m.record.stamp, m.record.stamp != 0
+	}
 	for index := m.log.last; index > m.applied; index-- {
 		entries, err := m.log.Entries(index, index+1, 1)
 		if err != nil {

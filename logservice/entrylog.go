@@ -30,6 +30,8 @@ type entryLog struct {
 	stable    uint64
 	published uint64
 	bytes     int
+	// snapshot makes a snapshot of the log.
+	snapshot func() (*raftpb.Snapshot, error)
 	// failure is the first error of storage, after which raft can't be used any more.
 	failure error
 }
@@ -165,9 +167,21 @@ func (l *entryLog) FirstIndex() (uint64, error) { return l.storage.FirstIndex(),
 // LastIndex implements raft.Storage.
 func (l *entryLog) LastIndex() (uint64, error) { return l.last, nil }
 
-// Snapshot implements raft.Storage. The log is never trimmed yet, so no follower needs one.
-func (l *entryLog) Snapshot() (*raftpb.Snapshot, error) {
-	return nil, raft.ErrSnapshotTemporarilyUnavailable
+// Snapshot implements raft.Storage.
+func (l *entryLog) Snapshot() (*raftpb.Snapshot, error) { return l.snapshot() }
+
+// restore begins the log anew after an index that is not in storage yet.
+func (l *entryLog) restore(index uint64) {
+	clear(l.entries)
+	l.entries, l.bytes, l.last = nil, 0, index
+	// What is on the disk up to there stays there, or is replaced by what others have: it is no less durable.
+	l.stable = min(l.stable, index)
+}
+
+// installed says that storage has the log after a snapshot, all of it up to index.
+func (l *entryLog) installed(index uint64) {
+	l.stable = max(l.stable, index)
+	l.published = max(l.published, index)
 }
 
 // fail remembers the first failure: raft panics on what it gets back, and Step turns that panic into the failure.

@@ -92,6 +92,21 @@ type AskCheckpoint struct{ Token uint64 }
 // Pinned tells the first index that somebody still needs who reads from this member; zero for nothing.
 type Pinned struct{ Index uint64 }
 
+// SnapshotStaged answers Effects.Stage.
+type SnapshotStaged struct {
+	Index uint64
+	// Entries are the staged entries of the kinds CHECKPOINT_REQUEST and CHECKPOINT_SEALED, Stamp is the log time at Index.
+	Entries []StagedEntry
+	Stamp   uint64
+	Err     error
+}
+
+// StagedEntry is an entry and the running digest of the log up to it.
+type StagedEntry struct {
+	Entry  Entry
+	Digest uint64
+}
+
 // Campaign starts an election at once, for simulations and tests.
 type Campaign struct{}
 
@@ -114,6 +129,7 @@ func (HeldCheckpoints) event()   {}
 func (FetchedCheckpoint) event() {}
 func (AskCheckpoint) event()     {}
 func (Pinned) event()            {}
+func (SnapshotStaged) event()    {}
 
 // Effects is what a Member wants done after a Step, all of it, by whoever drives it. The receiver owns the slices;
 // what they point to is shared with the member and must not be modified.
@@ -123,6 +139,16 @@ type Effects struct {
 	// Append is to be written to the log with one sync; nil for nothing. It is answered by StorageDone, and no other
 	// comes before that answer.
 	Append *Group
+	// Install is to be done to the log in one durable step, in place of an Append; nil for nothing. What it needs was staged
+	// before. It is answered by StorageDone as an Append is.
+	Install *InstallSnapshot
+	// Stage is to be fetched from other members and kept apart until Install asks for it or Unstage gives it up. It is
+	// answered by SnapshotStaged; where that has an error, nothing is kept.
+	Stage *StageSnapshot
+	// Unstage is the index of a staged snapshot that is needed no more; zero for none.
+	Unstage uint64
+	// SnapshotsSent and SnapshotsInstalled count.
+	SnapshotsSent, SnapshotsInstalled int
 	// Published is the index up to which this member publishes, after this step. It never goes back.
 	Published uint64
 	// Durable is the index up to which this member's log, as it is now, is on its disk.
@@ -198,6 +224,25 @@ type CheckpointResult struct {
 type FetchCheckpoint struct {
 	Name    CheckpointName
 	Holders []uint64
+}
+
+// StageSnapshot says what a snapshot needs: a checkpoint, and the entries above it up to Index.
+type StageSnapshot struct {
+	// Index and Term are those of the last entry, Digest is that of the log up to it.
+	Index, Term, Digest uint64
+	Checkpoint          CheckpointName
+	// CheckpointTerm, CheckpointDigest and CheckpointStamp are those of the log at the checkpoint's index.
+	CheckpointTerm, CheckpointDigest, CheckpointStamp uint64
+	// Sources are the members to ask, in this order.
+	Sources []uint64
+}
+
+// InstallSnapshot says with what the log begins anew: after Base, with the staged entries up to Index, then Group. Its
+// entries, if there are any, follow Index.
+type InstallSnapshot struct {
+	Base, BaseTerm, BaseDigest uint64
+	Index                      uint64
+	Group                      Group
 }
 
 // TransferResult answers Transfer with the leader that this member knows by then.

@@ -18,6 +18,7 @@ type groups struct {
 
 	// writing is the group that storage has; nil for none. messages are those it was made of.
 	writing  *Group
+	install  *InstallSnapshot
 	messages []*raftpb.Message
 	since    int
 	// retryAt is the tick at which a group that found no space is handed out again; zero for none.
@@ -77,6 +78,10 @@ func (m *Member) startGroup() {
 	for ; n < len(g.queue); n++ {
 		message := g.queue[n]
 		entries := message.GetEntries()
+		// A snapshot has a group of its own.
+		if n > 0 && (message.Snapshot != nil || g.queue[0].Snapshot != nil) {
+			break
+		}
 		if len(entries) > 0 {
 			// A message that cuts what is before it in this group begins the next one, so that what the responses
 			// say was durable really was.
@@ -94,7 +99,10 @@ func (m *Member) startGroup() {
 			group.HardState = HardState{Term: message.GetTerm(), Vote: message.GetVote(), Commit: message.GetCommit()}
 		}
 	}
-	if n == len(g.queue) {
+	switch {
+	case n > 0 && g.queue[0].Snapshot != nil:
+		g.install = m.install(group)
+	case n == len(g.queue):
 		group.Membership, g.record = g.record, nil
 		g.recordWriting = g.recordApplied
 	}
@@ -102,6 +110,10 @@ func (m *Member) startGroup() {
 	g.messages = g.queue[:n:n]
 	g.queue = g.queue[n:]
 	g.pressing = len(g.queue) > 0
+	if g.install != nil {
+		m.effects.Install = g.install
+		return
+	}
 	m.effects.Append = group
 }
 
@@ -129,6 +141,10 @@ func (m *Member) storageDone(err error) {
 	g.written += uint64(len(messages))
 	if group.HardState != (HardState{}) {
 		g.commit = group.HardState.Commit
+	}
+	if g.install != nil {
+		g.install = nil
+		m.installed()
 	}
 	if group.Membership != nil {
 		g.recorded = g.recordWriting
@@ -254,7 +270,9 @@ func (m *Member) applyConfChange(e *raftpb.Entry) {
 		m.confChanges = m.confChanges[1:]
 	}
 	member := m.record.member(m.config.ID) != nil
+	m.changing = true
 	conf := m.raft.ApplyConfChange(change)
+	m.changing = false
 	m.record.adopt(conf, e.GetIndex(), change.AsV2().GetContext())
 	m.applied = max(m.applied, e.GetIndex())
 	m.configurationChanged()

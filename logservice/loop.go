@@ -132,6 +132,13 @@ func (s *Server) write() {
 			}
 			s.metrics.wrote(group, time.Since(began))
 			s.written <- err // has room: one group at a time
+		case install := <-s.installs:
+			err := s.install(install)
+			if err != nil && !errors.Is(err, ErrNoSpace) {
+				s.fail(fmt.Errorf("logservice: install a snapshot: %w", err))
+				return
+			}
+			s.written <- err // has room: one group at a time
 		case index := <-s.trims:
 			if err := s.storage.Trim(index); err != nil {
 				s.fail(fmt.Errorf("logservice: trim the log: %w", err))

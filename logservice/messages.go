@@ -22,6 +22,9 @@ func (m *Member) sendRaft(message *raftpb.Message) {
 	if message.GetType() == raftpb.MsgHeartbeat && m.resigning || m.tellsOnlyCommit(message) {
 		return
 	}
+	if message.GetType() == raftpb.MsgSnap {
+		m.snapshotSent(message)
+	}
 	data, err := proto.Marshal(message)
 	if err != nil {
 		panic(fmt.Sprintf("logservice: encode a raft message: %v", err))
@@ -79,6 +82,8 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.receiveWanted(from, f.CheckpointWanted)
 	case *logv1.PeerFrame_CheckpointAsked:
 		m.receiveAsked(f.CheckpointAsked.GetAfterIndex())
+	case *logv1.PeerFrame_SnapshotProgress:
+		m.receiveProgress(from, f.SnapshotProgress)
 	}
 }
 
@@ -89,6 +94,11 @@ func (m *Member) receiveRaft(from uint64, message *raftpb.Message) {
 		return
 	}
 	kind := message.GetType()
+	if kind == raftpb.MsgSnap {
+		if message = m.receiveSnapshot(from, message); message == nil {
+			return
+		}
+	}
 	if err := m.raft.Step(message); err != nil {
 		// Raft refuses what it can't place: a response of a member it does not know, a proposal while it does not lead.
 		m.config.Logger.Debug("raft refused a message", "from", memberName(from), "type", kind, "error", err)
@@ -138,7 +148,7 @@ func (m *Member) refuse(from uint64, message *raftpb.Message) string {
 		}
 		return ""
 	case raftpb.MsgAppResp, raftpb.MsgHeartbeatResp, raftpb.MsgVote, raftpb.MsgVoteResp, raftpb.MsgPreVote,
-		raftpb.MsgPreVoteResp, raftpb.MsgReadIndexResp, raftpb.MsgTimeoutNow:
+		raftpb.MsgPreVoteResp, raftpb.MsgReadIndexResp, raftpb.MsgTimeoutNow, raftpb.MsgSnap:
 	default:
 		return "unexpected type of raft message"
 	}
@@ -157,6 +167,9 @@ func (m *Member) readyMessages(messages []*raftpb.Message) {
 	for _, message := range messages {
 		switch message.GetTo() {
 		case raft.LocalAppendThread:
+			if message.Snapshot != nil {
+				m.restored(message.Snapshot)
+			}
 			m.log.append(message.GetEntries())
 			m.noteConfChanges(message.GetEntries())
 			m.enqueue(message)

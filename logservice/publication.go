@@ -124,6 +124,11 @@ func (m *Member) publishable() uint64 {
 
 // publish raises the published index as far as the rules allow, and says so.
 func (m *Member) publish() {
+	if m.snapshots.installing != nil {
+		// Neither the log nor the configuration is known before storage has both.
+		m.effects.Published, m.effects.Durable = m.log.published, m.log.stable
+		return
+	}
 	index := m.applied
 	if m.config.Publication == PublicationQuorum {
 		index = max(index, m.publishable())

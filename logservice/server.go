@@ -45,6 +45,10 @@ type Server struct {
 	// trims holds the newest index that the log may be trimmed to.
 	trims chan uint64
 	pins  pins
+	// installs holds the snapshot that is to be installed. staged is held by whoever uses staging.
+	installs chan *InstallSnapshot
+	staged   sync.Mutex
+	staging  stagingArea
 	// held keeps what the store holds and what the loop is told of it in one order.
 	held sync.Mutex
 	// uploads, downloads and fetches bound those that are under way.
@@ -76,7 +80,7 @@ func Start(config Config) (s *Server, err error) {
 	}
 	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
 		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
-		written: make(chan error, 1), trims: make(chan uint64, 1), done: make(chan struct{}),
+		written: make(chan error, 1), trims: make(chan uint64, 1), installs: make(chan *InstallSnapshot, 1), done: make(chan struct{}),
 		uploads: make(semaphore, maxUploads), downloads: make(semaphore, maxDownloads), fetches: make(semaphore, maxFetches)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
@@ -118,6 +122,10 @@ func (s *Server) open() (err error) {
 		if err := s.storage.Append(first); err != nil {
 			return fmt.Errorf("write the first membership: %w", err)
 		}
+	}
+	s.staging = stagingArea{server: s, dir: filepath.Join(c.DataDir, "staging")}
+	if err := s.staging.clear(); err != nil {
+		return err
 	}
 	if s.store, err = checkpoint.Open(c.FS, filepath.Join(c.DataDir, "checkpoints"), checkpoint.Options{
 		MaxCheckpointBytes: c.MaxCheckpointBytes, Logger: s.logger}); err != nil {
@@ -238,6 +246,9 @@ func (s *Server) closeFiles() (err error) {
 	}
 	if s.storage != nil {
 		err = s.storage.Close()
+	}
+	if s.staging.log != nil {
+		err = errors.Join(err, s.staging.log.Close())
 	}
 	if s.directory != nil {
 		err = errors.Join(err, s.directory.close())

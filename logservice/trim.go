@@ -47,7 +47,7 @@ func (m *Member) trimLimit() uint64 {
 // nothing up.
 func (m *Member) trim() {
 	limit := m.trimLimit()
-	if limit == 0 {
+	if limit == 0 || m.snapshots.installing != nil {
 		return
 	}
 	extents := m.log.storage.Extents()
