@@ -187,9 +187,11 @@ func TestRequestTableShrinks(t *testing.T) {
 func TestOrphansEndABoundedNumberPerEntry(t *testing.T) {
 	s := newScript(t)
 	const leases = 2*maxOrphansPerEntry + 10
+	var grants []*commandv1.Command
 	for id := range int64(leases) {
-		s.batch(grant(leases-id, 5))
+		grants = append(grants, grant(leases-id, 5))
 	}
+	s.batch(grants...)
 	s.logTime += 20e9 // the session ends, and its leases have their TTL left
 	ended := s.batch()
 	if ended.Skipped != SkipSessionEnded || len(ended.LeaseChanges) != leases {

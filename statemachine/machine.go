@@ -18,7 +18,7 @@ const ApplyVersion = 1
 
 const (
 	// maxOrphansPerEntry bounds how many orphans one entry ends; the rest end at the entries after.
-	maxOrphansPerEntry = 128
+	maxOrphansPerEntry = 4096
 	// maxScratch is how many elements a slice may have that is kept for the next entry.
 	maxScratch = 4096
 	// maxLogTime is the highest stamp that is taken, far beyond any clock: sums of times stay within an int64.

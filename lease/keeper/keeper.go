@@ -57,7 +57,7 @@ type Config struct {
 	// be asked.
 	AskOwner func(ctx context.Context, session uint64, id int64) (remaining, granted time.Duration, err error)
 
-	// MaxExpirations and MaxAdoptions bound the proposals in flight; 256 and 1024 by default.
+	// MaxExpirations and MaxAdoptions bound the proposals in flight; 8,192 and 1,024 by default.
 	// MaxWaitingAdoptions bounds those that wait for their turn, 100,000 by default; past it renewals of leases
 	// owned elsewhere get ErrUnavailable.
 	MaxExpirations, MaxAdoptions, MaxWaitingAdoptions int
@@ -79,7 +79,7 @@ func (c Config) withDefaults() Config {
 	for _, f := range []struct {
 		field *int
 		value int
-	}{{&c.MaxExpirations, 256}, {&c.MaxAdoptions, 1024}, {&c.MaxWaitingAdoptions, 100_000}} {
+	}{{&c.MaxExpirations, 8192}, {&c.MaxAdoptions, 1024}, {&c.MaxWaitingAdoptions, 100_000}} {
 		if *f.field <= 0 {
 			*f.field = f.value
 		}
