@@ -41,6 +41,10 @@ FROM ?= 0
 mutants: ## Break each rule of the log service in turn, and write down how soon the schedules show it
 	$(GO) test -count 1 -timeout 0 -v ./logservice/mutation -mutation.table $(CURDIR)/logservice/MUTANTS.md
 
+.PHONY: lease-scale
+lease-scale: ## Renew 100,000 leases in virtual time and count entries and bytes between regions (about a minute)
+	$(GO) test -v -run TestRenewalsCostTheLogNothing ./test/cluster -leases 100000
+
 .PHONY: lint
 lint: ## Run go vet, staticcheck and golangci-lint
 	$(GO) vet ./...

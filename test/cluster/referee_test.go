@@ -169,3 +169,10 @@ func (r *referee) longestSilence(from uint64) (longest time.Duration) {
 	})
 	return longest
 }
+
+// leases returns how many leases there are.
+func (r *referee) leases() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.machine.LeaseCount()
+}
