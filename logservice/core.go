@@ -51,6 +51,8 @@ type MemberConfig struct {
 	ChangeTicks       int
 	PromoteLagEntries uint64
 	MaxMembers        int
+	// DigestTicks is how long the leader waits for the digests of all mirrors at one index before it compares them.
+	DigestTicks int
 	// NoSpaceRetryTicks is how long to wait before a group that found no room is tried again.
 	NoSpaceRetryTicks int
 	// RoundRetryTicks is how long to wait for the answers of a read round before it is asked again (twice as long each
@@ -98,7 +100,7 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		value int
 	}{
 		{&c.HeartbeatTicks, 2}, {&c.ElectionTicks, 15}, {&c.StaggerTicks, 5}, {&c.StallTicks, 10},
-		{&c.PolicyTicks, 20}, {&c.MaxMembers, 16}, {&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
+		{&c.PolicyTicks, 20}, {&c.DigestTicks, 20}, {&c.MaxMembers, 16}, {&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
 		{&c.MaxRounds, 32}, {&c.MaxWaitingReads, 65536}, {&c.MaxPayloadBytes, 4 << 20},
 		{&c.MaxStreamBytes, 16 << 20}, {&c.MaxForwardBytes, 64 << 20}, {&c.MaxUncommittedBytes, 64 << 20},
 		{&c.MaxMessageBytes, 1 << 20}, {&c.MaxInflightBytes, 32 << 20}, {&c.MaxGroupBytes, 8 << 20},
@@ -179,6 +181,7 @@ type Member struct {
 	rounds      rounds
 	elections   elections
 	changes     changes
+	digests     digests
 	// proposals wait for raft; proposalBytes is about their size.
 	proposals     []queuedProposal
 	proposalBytes int
@@ -222,6 +225,7 @@ func NewMember(config MemberConfig) (*Member, error) {
 		changes:  changes{nextRequest: config.Nonce},
 		inFlight: newInFlight(config.MaxStreamBytes, config.MaxForwardBytes, 10*config.ElectionTicks),
 		sessions: newSessionTable(config.MaxSessions), checkpoints: newCheckpoints(),
+		digests: digests{waitTicks: config.DigestTicks},
 		effects: &Effects{}}
 	m.elections.heard = map[uint64]int{}
 	m.snapshots.sent = map[uint64]*sentSnapshot{}
@@ -348,6 +352,8 @@ func (m *Member) handle(event Event) {
 		m.checkpoints.pinned = e.Index
 	case SnapshotStaged:
 		m.snapshotStaged(e)
+	case DigestReported:
+		m.digestReported(e.Report)
 	case Campaign:
 		if err := m.raft.Campaign(); err != nil {
 			m.config.Logger.Debug("raft did not campaign", "error", err)
@@ -363,6 +369,7 @@ func (m *Member) tick() {
 	m.tickChanges()
 	m.tickCheckpoints()
 	m.tickSnapshots()
+	m.judgeDigests()
 	if g := &m.groups; g.retryAt != 0 && m.ticks >= g.retryAt {
 		g.retryAt, g.since = 0, m.ticks
 		m.effects.Append, m.effects.Install = g.writing, g.install
@@ -404,6 +411,7 @@ func (m *Member) observe() bool {
 	m.state = now
 	if now.term != before.term {
 		m.inFlight.reset()
+		m.digests.reset()
 		m.leading = false
 	}
 	switch {
@@ -560,6 +568,8 @@ type MemberState struct {
 	InFlightBytes    int
 	Rounds           int
 	Checkpoints      CheckpointState
+	// Disagreement says which mirrors do not have the state of the others; empty for none. Only the leader knows.
+	Disagreement string
 }
 
 // State describes the member as it is between two steps.
@@ -571,6 +581,7 @@ func (m *Member) State() MemberState {
 		InFlightBytes: m.inFlight.bytes, Rounds: len(m.rounds.flying)}
 	s.Checkpoints = m.checkpointState()
 	if s.IsLeader {
+		s.Disagreement = m.digests.alarm
 		s.Matches = m.matches()
 	}
 	if m.log.failure == nil {

@@ -178,6 +178,8 @@ type Effects struct {
 	// Trim is the index up to which the log may be trimmed; zero for nothing new. A write of the log and a trim may take
 	// turns in any order.
 	Trim uint64
+	// Verdicts are for the mirrors of the sessions they name, if they listen at this member.
+	Verdicts []*logv1.DigestVerdict
 	// MembershipChanged says that Member.Membership has a new value.
 	MembershipChanged bool
 	// Failure, where it is not nil, is why this member can't go on. It must not be stepped again.

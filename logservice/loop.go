@@ -80,6 +80,7 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 	for _, r := range effects.Rounds {
 		s.answers.rounds.settle(r.Token, r)
 	}
+	s.reports.judged(effects.Verdicts)
 	for _, r := range effects.Transfers {
 		s.answers.transfers.settle(r.Token, r)
 	}

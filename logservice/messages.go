@@ -84,6 +84,10 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.receiveAsked(f.CheckpointAsked.GetAfterIndex())
 	case *logv1.PeerFrame_SnapshotProgress:
 		m.receiveProgress(from, f.SnapshotProgress)
+	case *logv1.PeerFrame_DigestReport:
+		m.receiveDigest(f.DigestReport)
+	case *logv1.PeerFrame_DigestVerdict:
+		m.effects.Verdicts = append(m.effects.Verdicts, f.DigestVerdict)
 	}
 }
 

@@ -21,7 +21,7 @@ const (
 // member is passed on to all of them, which know no more than this one.
 type reports struct {
 	mu       sync.Mutex
-	sessions map[uint64]*mailbox[*logv1.AppliedReport]
+	sessions map[uint64]*mailbox[*logv1.ReportResponse]
 	streams  int
 }
 
@@ -36,11 +36,11 @@ func (r *reports) enter() bool {
 }
 
 // listen gives what comes for a session to a stream from now on; before is what the stream listened for so far.
-func (r *reports) listen(before, session uint64, stream *mailbox[*logv1.AppliedReport]) {
+func (r *reports) listen(before, session uint64, stream *mailbox[*logv1.ReportResponse]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sessions == nil {
-		r.sessions = map[uint64]*mailbox[*logv1.AppliedReport]{}
+		r.sessions = map[uint64]*mailbox[*logv1.ReportResponse]{}
 	}
 	if r.sessions[before] == stream {
 		delete(r.sessions, before)
@@ -50,7 +50,7 @@ func (r *reports) listen(before, session uint64, stream *mailbox[*logv1.AppliedR
 	}
 }
 
-func (r *reports) leave(session uint64, stream *mailbox[*logv1.AppliedReport]) {
+func (r *reports) leave(session uint64, stream *mailbox[*logv1.ReportResponse]) {
 	r.listen(session, 0, stream)
 	r.mu.Lock()
 	r.streams--
@@ -63,12 +63,23 @@ func (r *reports) deliver(applied []*logv1.AppliedReport) (elsewhere []*logv1.Ap
 	defer r.mu.Unlock()
 	for _, report := range applied {
 		if stream := r.sessions[report.GetProposerSession()]; stream != nil {
-			stream.put(report)
+			stream.put(&logv1.ReportResponse{Applied: []*logv1.AppliedReport{report}})
 		} else {
 			elsewhere = append(elsewhere, report)
 		}
 	}
 	return elsewhere
+}
+
+// judged hands verdicts to the streams of this member that they are for.
+func (r *reports) judged(verdicts []*logv1.DigestVerdict) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, verdict := range verdicts {
+		if stream := r.sessions[verdict.GetSession()]; stream != nil {
+			stream.put(&logv1.ReportResponse{Verdicts: []*logv1.DigestVerdict{verdict}})
+		}
+	}
 }
 
 // Report implements LogService.
@@ -84,7 +95,7 @@ func (s *service) Report(stream logv1.LogService_ReportServer) error {
 	if !srv.reports.enter() {
 		return status.Errorf(codes.ResourceExhausted, "more than %d streams of reports at this member", maxReportStreams)
 	}
-	incoming := newMailbox[*logv1.AppliedReport](maxReports)
+	incoming := newMailbox[*logv1.ReportResponse](maxReports)
 	session := uint64(0)
 	// The receiving side may outlive the stream's handler by a moment: it must not register what nobody serves any more.
 	var mu sync.Mutex
@@ -108,12 +119,20 @@ func (s *service) Report(stream logv1.LogService_ReportServer) error {
 		return err
 	}
 	return duplex(stream.Context(),
-		func(context.Context) error {
+		func(ctx context.Context) error {
 			for request := first; ; {
 				if len(request.GetApplied()) > maxReports {
 					return status.Errorf(codes.InvalidArgument, "applied holds %d reports, limit %d", len(request.GetApplied()), maxReports)
 				}
 				listen(request.GetSession())
+				if digest := request.GetDigest(); digest != nil {
+					if len(digest.GetDigest()) > maxDigestBytes {
+						return status.Errorf(codes.InvalidArgument, "digest is %d bytes, limit %d", len(digest.GetDigest()), maxDigestBytes)
+					}
+					if err := srv.post(ctx, DigestReported{digest}); err != nil {
+						return err
+					}
+				}
 				srv.passOn(srv.reports.deliver(request.GetApplied()))
 				if request, err = stream.Recv(); err != nil {
 					incoming.close()
@@ -127,7 +146,12 @@ func (s *service) Report(stream logv1.LogService_ReportServer) error {
 				if err != nil {
 					return err
 				}
-				if err := stream.Send(&logv1.ReportResponse{Applied: batch}); err != nil {
+				answer := &logv1.ReportResponse{}
+				for _, item := range batch {
+					answer.Applied = append(answer.Applied, item.GetApplied()...)
+					answer.Verdicts = append(answer.Verdicts, item.GetVerdicts()...)
+				}
+				if err := stream.Send(answer); err != nil {
 					return err
 				}
 			}

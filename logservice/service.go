@@ -318,6 +318,9 @@ func (s *Server) Status() *logv1.StatusResponse {
 		answer.Alarms = append(answer.Alarms, "the disk does not take writes")
 	}
 	s.checkpointStatus(answer, &state.Checkpoints)
+	if state.Disagreement != "" {
+		answer.Alarms = append(answer.Alarms, "mirrors disagree: "+state.Disagreement)
+	}
 	for _, m := range view.membership.GetMembers() {
 		health := &logv1.MemberStatus{Id: m.Id, LastHeardMilliseconds: -1, RoundTripMicroseconds: -1, MatchIndex: state.Matches[m.Id]}
 		if m.Id == s.id {

@@ -162,6 +162,57 @@ func (AppendRejection_Reason) EnumDescriptor() ([]byte, []int) {
 	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{11, 0}
 }
 
+type DigestVerdict_Verdict int32
+
+const (
+	DigestVerdict_VERDICT_UNSPECIFIED DigestVerdict_Verdict = 0
+	// More mirrors agree on another state than on this one.
+	DigestVerdict_VERDICT_MINORITY DigestVerdict_Verdict = 1
+	// As many mirrors agree on another state as on this one: each must find out by itself.
+	DigestVerdict_VERDICT_TIE DigestVerdict_Verdict = 2
+)
+
+// Enum value maps for DigestVerdict_Verdict.
+var (
+	DigestVerdict_Verdict_name = map[int32]string{
+		0: "VERDICT_UNSPECIFIED",
+		1: "VERDICT_MINORITY",
+		2: "VERDICT_TIE",
+	}
+	DigestVerdict_Verdict_value = map[string]int32{
+		"VERDICT_UNSPECIFIED": 0,
+		"VERDICT_MINORITY":    1,
+		"VERDICT_TIE":         2,
+	}
+)
+
+func (x DigestVerdict_Verdict) Enum() *DigestVerdict_Verdict {
+	p := new(DigestVerdict_Verdict)
+	*p = x
+	return p
+}
+
+func (x DigestVerdict_Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DigestVerdict_Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_logmirror_log_v1_log_proto_enumTypes[2].Descriptor()
+}
+
+func (DigestVerdict_Verdict) Type() protoreflect.EnumType {
+	return &file_logmirror_log_v1_log_proto_enumTypes[2]
+}
+
+func (x DigestVerdict_Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DigestVerdict_Verdict.Descriptor instead.
+func (DigestVerdict_Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19, 0}
+}
+
 type Member_Role int32
 
 const (
@@ -195,11 +246,11 @@ func (x Member_Role) String() string {
 }
 
 func (Member_Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_logmirror_log_v1_log_proto_enumTypes[2].Descriptor()
+	return file_logmirror_log_v1_log_proto_enumTypes[3].Descriptor()
 }
 
 func (Member_Role) Type() protoreflect.EnumType {
-	return &file_logmirror_log_v1_log_proto_enumTypes[2]
+	return &file_logmirror_log_v1_log_proto_enumTypes[3]
 }
 
 func (x Member_Role) Number() protoreflect.EnumNumber {
@@ -208,7 +259,7 @@ func (x Member_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Member_Role.Descriptor instead.
 func (Member_Role) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // Envelope is the data of one log entry.
@@ -1304,8 +1355,10 @@ type ReportRequest struct {
 	// First message of the stream only.
 	Handshake *Handshake `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
 	// The caller's session: reports for it come on this stream from now on. Zero in a message leaves it as it is.
-	Session       uint64           `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
-	Applied       []*AppliedReport `protobuf:"bytes,3,rep,name=applied,proto3" json:"applied,omitempty"`
+	Session uint64           `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Applied []*AppliedReport `protobuf:"bytes,3,rep,name=applied,proto3" json:"applied,omitempty"`
+	// The digest of the caller's state, at the first entry of each interval of log time.
+	Digest        *DigestReport `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1361,11 +1414,19 @@ func (x *ReportRequest) GetApplied() []*AppliedReport {
 	return nil
 }
 
+func (x *ReportRequest) GetDigest() *DigestReport {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First message of the stream only.
 	Handshake     *Handshake       `protobuf:"bytes,1,opt,name=handshake,proto3" json:"handshake,omitempty"`
 	Applied       []*AppliedReport `protobuf:"bytes,2,rep,name=applied,proto3" json:"applied,omitempty"`
+	Verdicts      []*DigestVerdict `protobuf:"bytes,3,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1414,6 +1475,169 @@ func (x *ReportResponse) GetApplied() []*AppliedReport {
 	return nil
 }
 
+func (x *ReportResponse) GetVerdicts() []*DigestVerdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+// DigestReport is what one mirror's state sums up to. Those of the same index and versions are compared by the leader.
+type DigestReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	ApplyVersion  uint32                 `protobuf:"varint,3,opt,name=apply_version,json=applyVersion,proto3" json:"apply_version,omitempty"`
+	DigestVersion uint32                 `protobuf:"varint,4,opt,name=digest_version,json=digestVersion,proto3" json:"digest_version,omitempty"`
+	// At most 64 bytes.
+	Digest        []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestReport) Reset() {
+	*x = DigestReport{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestReport) ProtoMessage() {}
+
+func (x *DigestReport) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestReport.ProtoReflect.Descriptor instead.
+func (*DigestReport) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DigestReport) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DigestReport) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *DigestReport) GetApplyVersion() uint32 {
+	if x != nil {
+		return x.ApplyVersion
+	}
+	return 0
+}
+
+func (x *DigestReport) GetDigestVersion() uint32 {
+	if x != nil {
+		return x.DigestVersion
+	}
+	return 0
+}
+
+func (x *DigestReport) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+// DigestVerdict tells a mirror that its state is not the one that others have.
+type DigestVerdict struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Index   uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Verdict DigestVerdict_Verdict  `protobuf:"varint,3,opt,name=verdict,proto3,enum=logmirror.log.v1.DigestVerdict_Verdict" json:"verdict,omitempty"`
+	// How many mirrors reported, and how many of them as this one did.
+	Reports       uint32 `protobuf:"varint,4,opt,name=reports,proto3" json:"reports,omitempty"`
+	Agreeing      uint32 `protobuf:"varint,5,opt,name=agreeing,proto3" json:"agreeing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestVerdict) Reset() {
+	*x = DigestVerdict{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestVerdict) ProtoMessage() {}
+
+func (x *DigestVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestVerdict.ProtoReflect.Descriptor instead.
+func (*DigestVerdict) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DigestVerdict) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DigestVerdict) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *DigestVerdict) GetVerdict() DigestVerdict_Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return DigestVerdict_VERDICT_UNSPECIFIED
+}
+
+func (x *DigestVerdict) GetReports() uint32 {
+	if x != nil {
+		return x.Reports
+	}
+	return 0
+}
+
+func (x *DigestVerdict) GetAgreeing() uint32 {
+	if x != nil {
+		return x.Agreeing
+	}
+	return 0
+}
+
 // AppliedReport says how far a mirror has applied the log.
 type AppliedReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1429,7 +1653,7 @@ type AppliedReport struct {
 
 func (x *AppliedReport) Reset() {
 	*x = AppliedReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1665,7 @@ func (x *AppliedReport) String() string {
 func (*AppliedReport) ProtoMessage() {}
 
 func (x *AppliedReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1678,7 @@ func (x *AppliedReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedReport.ProtoReflect.Descriptor instead.
 func (*AppliedReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AppliedReport) GetSession() uint64 {
@@ -1486,7 +1710,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1722,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1735,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 type StatusResponse struct {
@@ -1549,7 +1773,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1785,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1798,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatusResponse) GetHandshake() *Handshake {
@@ -1719,7 +1943,7 @@ type CheckpointStatus struct {
 
 func (x *CheckpointStatus) Reset() {
 	*x = CheckpointStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1955,7 @@ func (x *CheckpointStatus) String() string {
 func (*CheckpointStatus) ProtoMessage() {}
 
 func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1968,7 @@ func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointStatus.ProtoReflect.Descriptor instead.
 func (*CheckpointStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckpointStatus) GetName() *CheckpointName {
@@ -1791,7 +2015,7 @@ type CheckpointProgress struct {
 
 func (x *CheckpointProgress) Reset() {
 	*x = CheckpointProgress{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2027,7 @@ func (x *CheckpointProgress) String() string {
 func (*CheckpointProgress) ProtoMessage() {}
 
 func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2040,7 @@ func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointProgress.ProtoReflect.Descriptor instead.
 func (*CheckpointProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckpointProgress) GetIndex() uint64 {
@@ -1858,7 +2082,7 @@ type CheckpointReport struct {
 
 func (x *CheckpointReport) Reset() {
 	*x = CheckpointReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2094,7 @@ func (x *CheckpointReport) String() string {
 func (*CheckpointReport) ProtoMessage() {}
 
 func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2107,7 @@ func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointReport.ProtoReflect.Descriptor instead.
 func (*CheckpointReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CheckpointReport) GetSession() uint64 {
@@ -1914,7 +2138,7 @@ type UploadCheckpointRequest struct {
 
 func (x *UploadCheckpointRequest) Reset() {
 	*x = UploadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2150,7 @@ func (x *UploadCheckpointRequest) String() string {
 func (*UploadCheckpointRequest) ProtoMessage() {}
 
 func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2163,7 @@ func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UploadCheckpointRequest) GetHandshake() *Handshake {
@@ -1980,7 +2204,7 @@ type UploadCheckpointResponse struct {
 
 func (x *UploadCheckpointResponse) Reset() {
 	*x = UploadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2216,7 @@ func (x *UploadCheckpointResponse) String() string {
 func (*UploadCheckpointResponse) ProtoMessage() {}
 
 func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2229,7 @@ func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UploadCheckpointResponse) GetHandshake() *Handshake {
@@ -2049,7 +2273,7 @@ type DownloadCheckpointRequest struct {
 
 func (x *DownloadCheckpointRequest) Reset() {
 	*x = DownloadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2285,7 @@ func (x *DownloadCheckpointRequest) String() string {
 func (*DownloadCheckpointRequest) ProtoMessage() {}
 
 func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2298,7 @@ func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DownloadCheckpointRequest) GetHandshake() *Handshake {
@@ -2115,7 +2339,7 @@ type DownloadCheckpointResponse struct {
 
 func (x *DownloadCheckpointResponse) Reset() {
 	*x = DownloadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2351,7 @@ func (x *DownloadCheckpointResponse) String() string {
 func (*DownloadCheckpointResponse) ProtoMessage() {}
 
 func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2364,7 @@ func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DownloadCheckpointResponse) GetHandshake() *Handshake {
@@ -2186,7 +2410,7 @@ type RequestCheckpointRequest struct {
 
 func (x *RequestCheckpointRequest) Reset() {
 	*x = RequestCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2422,7 @@ func (x *RequestCheckpointRequest) String() string {
 func (*RequestCheckpointRequest) ProtoMessage() {}
 
 func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2435,7 @@ func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 type RequestCheckpointResponse struct {
@@ -2223,7 +2447,7 @@ type RequestCheckpointResponse struct {
 
 func (x *RequestCheckpointResponse) Reset() {
 	*x = RequestCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2459,7 @@ func (x *RequestCheckpointResponse) String() string {
 func (*RequestCheckpointResponse) ProtoMessage() {}
 
 func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2472,7 @@ func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RequestCheckpointResponse) GetCheckpoint() *CheckpointName {
@@ -2273,7 +2497,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2509,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2522,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MemberStatus) GetId() uint64 {
@@ -2341,7 +2565,7 @@ type Membership struct {
 
 func (x *Membership) Reset() {
 	*x = Membership{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2577,7 @@ func (x *Membership) String() string {
 func (*Membership) ProtoMessage() {}
 
 func (x *Membership) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2590,7 @@ func (x *Membership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Membership.ProtoReflect.Descriptor instead.
 func (*Membership) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Membership) GetMembers() []*Member {
@@ -2397,7 +2621,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2633,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2646,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Member) GetId() uint64 {
@@ -2470,7 +2694,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2482,7 +2706,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2719,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{33}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TransferLeadershipRequest) GetTargetId() uint64 {
@@ -2514,7 +2738,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2750,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2763,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() uint64 {
@@ -2562,7 +2786,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2798,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2811,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AddMemberRequest) GetName() string {
@@ -2622,7 +2846,7 @@ type AddMemberResponse struct {
 
 func (x *AddMemberResponse) Reset() {
 	*x = AddMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2858,7 @@ func (x *AddMemberResponse) String() string {
 func (*AddMemberResponse) ProtoMessage() {}
 
 func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2871,7 @@ func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
 func (*AddMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{36}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AddMemberResponse) GetMember() *Member {
@@ -2674,7 +2898,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2910,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2923,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{37}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PromoteMemberRequest) GetMemberId() uint64 {
@@ -2718,7 +2942,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2954,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2967,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{38}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PromoteMemberResponse) GetMembership() *Membership {
@@ -2763,7 +2987,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2999,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +3012,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{39}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveMemberRequest) GetMemberId() uint64 {
@@ -2807,7 +3031,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +3043,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3056,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{40}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveMemberResponse) GetMembership() *Membership {
@@ -2850,7 +3074,7 @@ type GetMembershipRequest struct {
 
 func (x *GetMembershipRequest) Reset() {
 	*x = GetMembershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3086,7 @@ func (x *GetMembershipRequest) String() string {
 func (*GetMembershipRequest) ProtoMessage() {}
 
 func (x *GetMembershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3099,7 @@ func (x *GetMembershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMembershipRequest.ProtoReflect.Descriptor instead.
 func (*GetMembershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{41}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{43}
 }
 
 type GetMembershipResponse struct {
@@ -2896,7 +3120,7 @@ type GetMembershipResponse struct {
 
 func (x *GetMembershipResponse) Reset() {
 	*x = GetMembershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3132,7 @@ func (x *GetMembershipResponse) String() string {
 func (*GetMembershipResponse) ProtoMessage() {}
 
 func (x *GetMembershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3145,7 @@ func (x *GetMembershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMembershipResponse.ProtoReflect.Descriptor instead.
 func (*GetMembershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{42}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetMembershipResponse) GetHandshake() *Handshake {
@@ -3057,14 +3281,32 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x18\n" +
-	"\afailure\x18\x04 \x01(\tR\afailure\"\x9f\x01\n" +
+	"\afailure\x18\x04 \x01(\tR\afailure\"\xd7\x01\n" +
 	"\rReportRequest\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x129\n" +
-	"\aapplied\x18\x03 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\"\x86\x01\n" +
+	"\aapplied\x18\x03 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\x126\n" +
+	"\x06digest\x18\x04 \x01(\v2\x1e.logmirror.log.v1.DigestReportR\x06digest\"\xc3\x01\n" +
 	"\x0eReportResponse\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x129\n" +
-	"\aapplied\x18\x02 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\"j\n" +
+	"\aapplied\x18\x02 \x03(\v2\x1f.logmirror.log.v1.AppliedReportR\aapplied\x12;\n" +
+	"\bverdicts\x18\x03 \x03(\v2\x1f.logmirror.log.v1.DigestVerdictR\bverdicts\"\xa2\x01\n" +
+	"\fDigestReport\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12#\n" +
+	"\rapply_version\x18\x03 \x01(\rR\fapplyVersion\x12%\n" +
+	"\x0edigest_version\x18\x04 \x01(\rR\rdigestVersion\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\"\x83\x02\n" +
+	"\rDigestVerdict\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12A\n" +
+	"\averdict\x18\x03 \x01(\x0e2'.logmirror.log.v1.DigestVerdict.VerdictR\averdict\x12\x18\n" +
+	"\areports\x18\x04 \x01(\rR\areports\x12\x1a\n" +
+	"\bagreeing\x18\x05 \x01(\rR\bagreeing\"I\n" +
+	"\aVerdict\x12\x17\n" +
+	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10VERDICT_MINORITY\x10\x01\x12\x0f\n" +
+	"\vVERDICT_TIE\x10\x02\"j\n" +
 	"\rAppliedReport\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12)\n" +
 	"\x10proposer_session\x18\x02 \x01(\x04R\x0fproposerSession\x12\x14\n" +
@@ -3224,132 +3466,138 @@ func file_logmirror_log_v1_log_proto_rawDescGZIP() []byte {
 	return file_logmirror_log_v1_log_proto_rawDescData
 }
 
-var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(EntryKind)(0),                     // 0: logmirror.log.v1.EntryKind
 	(AppendRejection_Reason)(0),        // 1: logmirror.log.v1.AppendRejection.Reason
-	(Member_Role)(0),                   // 2: logmirror.log.v1.Member.Role
-	(*Envelope)(nil),                   // 3: logmirror.log.v1.Envelope
-	(*Genesis)(nil),                    // 4: logmirror.log.v1.Genesis
-	(*OpenSession)(nil),                // 5: logmirror.log.v1.OpenSession
-	(*CheckpointRequest)(nil),          // 6: logmirror.log.v1.CheckpointRequest
-	(*CheckpointSealed)(nil),           // 7: logmirror.log.v1.CheckpointSealed
-	(*CheckpointName)(nil),             // 8: logmirror.log.v1.CheckpointName
-	(*Entry)(nil),                      // 9: logmirror.log.v1.Entry
-	(*Handshake)(nil),                  // 10: logmirror.log.v1.Handshake
-	(*AppendRequest)(nil),              // 11: logmirror.log.v1.AppendRequest
-	(*Proposal)(nil),                   // 12: logmirror.log.v1.Proposal
-	(*AppendResponse)(nil),             // 13: logmirror.log.v1.AppendResponse
-	(*AppendRejection)(nil),            // 14: logmirror.log.v1.AppendRejection
-	(*TailRequest)(nil),                // 15: logmirror.log.v1.TailRequest
-	(*TailResponse)(nil),               // 16: logmirror.log.v1.TailResponse
-	(*ReadRoundRequest)(nil),           // 17: logmirror.log.v1.ReadRoundRequest
-	(*ReadRoundResponse)(nil),          // 18: logmirror.log.v1.ReadRoundResponse
-	(*ReportRequest)(nil),              // 19: logmirror.log.v1.ReportRequest
-	(*ReportResponse)(nil),             // 20: logmirror.log.v1.ReportResponse
-	(*AppliedReport)(nil),              // 21: logmirror.log.v1.AppliedReport
-	(*StatusRequest)(nil),              // 22: logmirror.log.v1.StatusRequest
-	(*StatusResponse)(nil),             // 23: logmirror.log.v1.StatusResponse
-	(*CheckpointStatus)(nil),           // 24: logmirror.log.v1.CheckpointStatus
-	(*CheckpointProgress)(nil),         // 25: logmirror.log.v1.CheckpointProgress
-	(*CheckpointReport)(nil),           // 26: logmirror.log.v1.CheckpointReport
-	(*UploadCheckpointRequest)(nil),    // 27: logmirror.log.v1.UploadCheckpointRequest
-	(*UploadCheckpointResponse)(nil),   // 28: logmirror.log.v1.UploadCheckpointResponse
-	(*DownloadCheckpointRequest)(nil),  // 29: logmirror.log.v1.DownloadCheckpointRequest
-	(*DownloadCheckpointResponse)(nil), // 30: logmirror.log.v1.DownloadCheckpointResponse
-	(*RequestCheckpointRequest)(nil),   // 31: logmirror.log.v1.RequestCheckpointRequest
-	(*RequestCheckpointResponse)(nil),  // 32: logmirror.log.v1.RequestCheckpointResponse
-	(*MemberStatus)(nil),               // 33: logmirror.log.v1.MemberStatus
-	(*Membership)(nil),                 // 34: logmirror.log.v1.Membership
-	(*Member)(nil),                     // 35: logmirror.log.v1.Member
-	(*TransferLeadershipRequest)(nil),  // 36: logmirror.log.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 37: logmirror.log.v1.TransferLeadershipResponse
-	(*AddMemberRequest)(nil),           // 38: logmirror.log.v1.AddMemberRequest
-	(*AddMemberResponse)(nil),          // 39: logmirror.log.v1.AddMemberResponse
-	(*PromoteMemberRequest)(nil),       // 40: logmirror.log.v1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 41: logmirror.log.v1.PromoteMemberResponse
-	(*RemoveMemberRequest)(nil),        // 42: logmirror.log.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 43: logmirror.log.v1.RemoveMemberResponse
-	(*GetMembershipRequest)(nil),       // 44: logmirror.log.v1.GetMembershipRequest
-	(*GetMembershipResponse)(nil),      // 45: logmirror.log.v1.GetMembershipResponse
+	(DigestVerdict_Verdict)(0),         // 2: logmirror.log.v1.DigestVerdict.Verdict
+	(Member_Role)(0),                   // 3: logmirror.log.v1.Member.Role
+	(*Envelope)(nil),                   // 4: logmirror.log.v1.Envelope
+	(*Genesis)(nil),                    // 5: logmirror.log.v1.Genesis
+	(*OpenSession)(nil),                // 6: logmirror.log.v1.OpenSession
+	(*CheckpointRequest)(nil),          // 7: logmirror.log.v1.CheckpointRequest
+	(*CheckpointSealed)(nil),           // 8: logmirror.log.v1.CheckpointSealed
+	(*CheckpointName)(nil),             // 9: logmirror.log.v1.CheckpointName
+	(*Entry)(nil),                      // 10: logmirror.log.v1.Entry
+	(*Handshake)(nil),                  // 11: logmirror.log.v1.Handshake
+	(*AppendRequest)(nil),              // 12: logmirror.log.v1.AppendRequest
+	(*Proposal)(nil),                   // 13: logmirror.log.v1.Proposal
+	(*AppendResponse)(nil),             // 14: logmirror.log.v1.AppendResponse
+	(*AppendRejection)(nil),            // 15: logmirror.log.v1.AppendRejection
+	(*TailRequest)(nil),                // 16: logmirror.log.v1.TailRequest
+	(*TailResponse)(nil),               // 17: logmirror.log.v1.TailResponse
+	(*ReadRoundRequest)(nil),           // 18: logmirror.log.v1.ReadRoundRequest
+	(*ReadRoundResponse)(nil),          // 19: logmirror.log.v1.ReadRoundResponse
+	(*ReportRequest)(nil),              // 20: logmirror.log.v1.ReportRequest
+	(*ReportResponse)(nil),             // 21: logmirror.log.v1.ReportResponse
+	(*DigestReport)(nil),               // 22: logmirror.log.v1.DigestReport
+	(*DigestVerdict)(nil),              // 23: logmirror.log.v1.DigestVerdict
+	(*AppliedReport)(nil),              // 24: logmirror.log.v1.AppliedReport
+	(*StatusRequest)(nil),              // 25: logmirror.log.v1.StatusRequest
+	(*StatusResponse)(nil),             // 26: logmirror.log.v1.StatusResponse
+	(*CheckpointStatus)(nil),           // 27: logmirror.log.v1.CheckpointStatus
+	(*CheckpointProgress)(nil),         // 28: logmirror.log.v1.CheckpointProgress
+	(*CheckpointReport)(nil),           // 29: logmirror.log.v1.CheckpointReport
+	(*UploadCheckpointRequest)(nil),    // 30: logmirror.log.v1.UploadCheckpointRequest
+	(*UploadCheckpointResponse)(nil),   // 31: logmirror.log.v1.UploadCheckpointResponse
+	(*DownloadCheckpointRequest)(nil),  // 32: logmirror.log.v1.DownloadCheckpointRequest
+	(*DownloadCheckpointResponse)(nil), // 33: logmirror.log.v1.DownloadCheckpointResponse
+	(*RequestCheckpointRequest)(nil),   // 34: logmirror.log.v1.RequestCheckpointRequest
+	(*RequestCheckpointResponse)(nil),  // 35: logmirror.log.v1.RequestCheckpointResponse
+	(*MemberStatus)(nil),               // 36: logmirror.log.v1.MemberStatus
+	(*Membership)(nil),                 // 37: logmirror.log.v1.Membership
+	(*Member)(nil),                     // 38: logmirror.log.v1.Member
+	(*TransferLeadershipRequest)(nil),  // 39: logmirror.log.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 40: logmirror.log.v1.TransferLeadershipResponse
+	(*AddMemberRequest)(nil),           // 41: logmirror.log.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),          // 42: logmirror.log.v1.AddMemberResponse
+	(*PromoteMemberRequest)(nil),       // 43: logmirror.log.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 44: logmirror.log.v1.PromoteMemberResponse
+	(*RemoveMemberRequest)(nil),        // 45: logmirror.log.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 46: logmirror.log.v1.RemoveMemberResponse
+	(*GetMembershipRequest)(nil),       // 47: logmirror.log.v1.GetMembershipRequest
+	(*GetMembershipResponse)(nil),      // 48: logmirror.log.v1.GetMembershipResponse
 }
 var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	0,  // 0: logmirror.log.v1.Envelope.kind:type_name -> logmirror.log.v1.EntryKind
-	8,  // 1: logmirror.log.v1.CheckpointSealed.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	9,  // 1: logmirror.log.v1.CheckpointSealed.checkpoint:type_name -> logmirror.log.v1.CheckpointName
 	0,  // 2: logmirror.log.v1.Entry.kind:type_name -> logmirror.log.v1.EntryKind
-	10, // 3: logmirror.log.v1.AppendRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	12, // 4: logmirror.log.v1.AppendRequest.proposals:type_name -> logmirror.log.v1.Proposal
+	11, // 3: logmirror.log.v1.AppendRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	13, // 4: logmirror.log.v1.AppendRequest.proposals:type_name -> logmirror.log.v1.Proposal
 	0,  // 5: logmirror.log.v1.Proposal.kind:type_name -> logmirror.log.v1.EntryKind
-	10, // 6: logmirror.log.v1.AppendResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	14, // 7: logmirror.log.v1.AppendResponse.rejections:type_name -> logmirror.log.v1.AppendRejection
+	11, // 6: logmirror.log.v1.AppendResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	15, // 7: logmirror.log.v1.AppendResponse.rejections:type_name -> logmirror.log.v1.AppendRejection
 	0,  // 8: logmirror.log.v1.AppendRejection.kind:type_name -> logmirror.log.v1.EntryKind
 	1,  // 9: logmirror.log.v1.AppendRejection.reason:type_name -> logmirror.log.v1.AppendRejection.Reason
-	10, // 10: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 11: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	9,  // 12: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
-	34, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
-	10, // 14: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 15: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 16: logmirror.log.v1.ReportRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	21, // 17: logmirror.log.v1.ReportRequest.applied:type_name -> logmirror.log.v1.AppliedReport
-	10, // 18: logmirror.log.v1.ReportResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	21, // 19: logmirror.log.v1.ReportResponse.applied:type_name -> logmirror.log.v1.AppliedReport
-	10, // 20: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	34, // 21: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
-	33, // 22: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
-	24, // 23: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	25, // 24: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
-	8,  // 25: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
-	26, // 26: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
-	8,  // 27: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
-	10, // 28: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	26, // 29: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
-	10, // 30: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 31: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	8,  // 32: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
-	10, // 33: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	8,  // 34: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
-	8,  // 35: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	35, // 36: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
-	2,  // 37: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
-	35, // 38: logmirror.log.v1.AddMemberResponse.member:type_name -> logmirror.log.v1.Member
-	34, // 39: logmirror.log.v1.AddMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	34, // 40: logmirror.log.v1.PromoteMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	34, // 41: logmirror.log.v1.RemoveMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	10, // 42: logmirror.log.v1.GetMembershipResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	34, // 43: logmirror.log.v1.GetMembershipResponse.membership:type_name -> logmirror.log.v1.Membership
-	11, // 44: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
-	15, // 45: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
-	17, // 46: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
-	19, // 47: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
-	22, // 48: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
-	36, // 49: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
-	38, // 50: logmirror.log.v1.LogService.AddMember:input_type -> logmirror.log.v1.AddMemberRequest
-	40, // 51: logmirror.log.v1.LogService.PromoteMember:input_type -> logmirror.log.v1.PromoteMemberRequest
-	42, // 52: logmirror.log.v1.LogService.RemoveMember:input_type -> logmirror.log.v1.RemoveMemberRequest
-	44, // 53: logmirror.log.v1.LogService.GetMembership:input_type -> logmirror.log.v1.GetMembershipRequest
-	27, // 54: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
-	29, // 55: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
-	31, // 56: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
-	13, // 57: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
-	16, // 58: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
-	18, // 59: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
-	20, // 60: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
-	23, // 61: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
-	37, // 62: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
-	39, // 63: logmirror.log.v1.LogService.AddMember:output_type -> logmirror.log.v1.AddMemberResponse
-	41, // 64: logmirror.log.v1.LogService.PromoteMember:output_type -> logmirror.log.v1.PromoteMemberResponse
-	43, // 65: logmirror.log.v1.LogService.RemoveMember:output_type -> logmirror.log.v1.RemoveMemberResponse
-	45, // 66: logmirror.log.v1.LogService.GetMembership:output_type -> logmirror.log.v1.GetMembershipResponse
-	28, // 67: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
-	30, // 68: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
-	32, // 69: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
-	57, // [57:70] is the sub-list for method output_type
-	44, // [44:57] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	11, // 10: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	11, // 11: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	10, // 12: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
+	37, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
+	11, // 14: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	11, // 15: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	11, // 16: logmirror.log.v1.ReportRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	24, // 17: logmirror.log.v1.ReportRequest.applied:type_name -> logmirror.log.v1.AppliedReport
+	22, // 18: logmirror.log.v1.ReportRequest.digest:type_name -> logmirror.log.v1.DigestReport
+	11, // 19: logmirror.log.v1.ReportResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	24, // 20: logmirror.log.v1.ReportResponse.applied:type_name -> logmirror.log.v1.AppliedReport
+	23, // 21: logmirror.log.v1.ReportResponse.verdicts:type_name -> logmirror.log.v1.DigestVerdict
+	2,  // 22: logmirror.log.v1.DigestVerdict.verdict:type_name -> logmirror.log.v1.DigestVerdict.Verdict
+	11, // 23: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	37, // 24: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
+	36, // 25: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
+	27, // 26: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	28, // 27: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
+	9,  // 28: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
+	29, // 29: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
+	9,  // 30: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
+	11, // 31: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	29, // 32: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
+	11, // 33: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	11, // 34: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	9,  // 35: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	11, // 36: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	9,  // 37: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
+	9,  // 38: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	38, // 39: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
+	3,  // 40: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
+	38, // 41: logmirror.log.v1.AddMemberResponse.member:type_name -> logmirror.log.v1.Member
+	37, // 42: logmirror.log.v1.AddMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	37, // 43: logmirror.log.v1.PromoteMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	37, // 44: logmirror.log.v1.RemoveMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	11, // 45: logmirror.log.v1.GetMembershipResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	37, // 46: logmirror.log.v1.GetMembershipResponse.membership:type_name -> logmirror.log.v1.Membership
+	12, // 47: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
+	16, // 48: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
+	18, // 49: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
+	20, // 50: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
+	25, // 51: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
+	39, // 52: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
+	41, // 53: logmirror.log.v1.LogService.AddMember:input_type -> logmirror.log.v1.AddMemberRequest
+	43, // 54: logmirror.log.v1.LogService.PromoteMember:input_type -> logmirror.log.v1.PromoteMemberRequest
+	45, // 55: logmirror.log.v1.LogService.RemoveMember:input_type -> logmirror.log.v1.RemoveMemberRequest
+	47, // 56: logmirror.log.v1.LogService.GetMembership:input_type -> logmirror.log.v1.GetMembershipRequest
+	30, // 57: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
+	32, // 58: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
+	34, // 59: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
+	14, // 60: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
+	17, // 61: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
+	19, // 62: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
+	21, // 63: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
+	26, // 64: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
+	40, // 65: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
+	42, // 66: logmirror.log.v1.LogService.AddMember:output_type -> logmirror.log.v1.AddMemberResponse
+	44, // 67: logmirror.log.v1.LogService.PromoteMember:output_type -> logmirror.log.v1.PromoteMemberResponse
+	46, // 68: logmirror.log.v1.LogService.RemoveMember:output_type -> logmirror.log.v1.RemoveMemberResponse
+	48, // 69: logmirror.log.v1.LogService.GetMembership:output_type -> logmirror.log.v1.GetMembershipResponse
+	31, // 70: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
+	33, // 71: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
+	35, // 72: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
+	60, // [60:73] is the sub-list for method output_type
+	47, // [47:60] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_log_proto_init() }
@@ -3362,8 +3610,8 @@ func file_logmirror_log_v1_log_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_log_proto_rawDesc), len(file_logmirror_log_v1_log_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   43,
+			NumEnums:      4,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -821,6 +821,8 @@ type PeerFrame struct {
 	//	*PeerFrame_Change
 	//	*PeerFrame_ChangeRefusal
 	//	*PeerFrame_RoundTrips
+	//	*PeerFrame_DigestReport
+	//	*PeerFrame_DigestVerdict
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1016,6 +1018,24 @@ func (x *PeerFrame) GetRoundTrips() *RoundTrips {
 	return nil
 }
 
+func (x *PeerFrame) GetDigestReport() *DigestReport {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_DigestReport); ok {
+			return x.DigestReport
+		}
+	}
+	return nil
+}
+
+func (x *PeerFrame) GetDigestVerdict() *DigestVerdict {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_DigestVerdict); ok {
+			return x.DigestVerdict
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -1089,6 +1109,16 @@ type PeerFrame_RoundTrips struct {
 	RoundTrips *RoundTrips `protobuf:"bytes,22,opt,name=round_trips,json=roundTrips,proto3,oneof"`
 }
 
+type PeerFrame_DigestReport struct {
+	// To the leader.
+	DigestReport *DigestReport `protobuf:"bytes,23,opt,name=digest_report,json=digestReport,proto3,oneof"`
+}
+
+type PeerFrame_DigestVerdict struct {
+	// To every member: one of them has the stream of the mirror.
+	DigestVerdict *DigestVerdict `protobuf:"bytes,24,opt,name=digest_verdict,json=digestVerdict,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -1122,6 +1152,10 @@ func (*PeerFrame_Change) isPeerFrame_Frame() {}
 func (*PeerFrame_ChangeRefusal) isPeerFrame_Frame() {}
 
 func (*PeerFrame_RoundTrips) isPeerFrame_Frame() {}
+
+func (*PeerFrame_DigestReport) isPeerFrame_Frame() {}
+
+func (*PeerFrame_DigestVerdict) isPeerFrame_Frame() {}
 
 // CheckpointsHeld tells the leader what a member holds durably, sealed or not.
 type CheckpointsHeld struct {
@@ -2023,7 +2057,8 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xf4\b\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\x85\n" +
+	"\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
 	"\x03ack\x18\x02 \x01(\v2\x1a.logmirror.log.v1.VoterAckH\x00R\x03ack\x12A\n" +
@@ -2043,7 +2078,9 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x06change\x18\x14 \x01(\v2!.logmirror.log.v1.ForwardedChangeH\x00R\x06change\x12H\n" +
 	"\x0echange_refusal\x18\x15 \x01(\v2\x1f.logmirror.log.v1.ChangeRefusalH\x00R\rchangeRefusal\x12?\n" +
 	"\vround_trips\x18\x16 \x01(\v2\x1c.logmirror.log.v1.RoundTripsH\x00R\n" +
-	"roundTripsB\a\n" +
+	"roundTrips\x12E\n" +
+	"\rdigest_report\x18\x17 \x01(\v2\x1e.logmirror.log.v1.DigestReportH\x00R\fdigestReport\x12H\n" +
+	"\x0edigest_verdict\x18\x18 \x01(\v2\x1f.logmirror.log.v1.DigestVerdictH\x00R\rdigestVerdictB\a\n" +
 	"\x05frame\"U\n" +
 	"\x0fCheckpointsHeld\x12B\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"K\n" +
@@ -2164,10 +2201,12 @@ var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*CheckpointStatus)(nil),        // 31: logmirror.log.v1.CheckpointStatus
 	(*Handshake)(nil),               // 32: logmirror.log.v1.Handshake
 	(*CheckpointReport)(nil),        // 33: logmirror.log.v1.CheckpointReport
-	(*AppliedReport)(nil),           // 34: logmirror.log.v1.AppliedReport
-	(*Proposal)(nil),                // 35: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),         // 36: logmirror.log.v1.AppendRejection
-	(*Member)(nil),                  // 37: logmirror.log.v1.Member
+	(*DigestReport)(nil),            // 34: logmirror.log.v1.DigestReport
+	(*DigestVerdict)(nil),           // 35: logmirror.log.v1.DigestVerdict
+	(*AppliedReport)(nil),           // 36: logmirror.log.v1.AppliedReport
+	(*Proposal)(nil),                // 37: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 38: logmirror.log.v1.AppendRejection
+	(*Member)(nil),                  // 39: logmirror.log.v1.Member
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
 	8,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
@@ -2199,27 +2238,29 @@ var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
 	22, // 26: logmirror.log.v1.PeerFrame.change:type_name -> logmirror.log.v1.ForwardedChange
 	23, // 27: logmirror.log.v1.PeerFrame.change_refusal:type_name -> logmirror.log.v1.ChangeRefusal
 	24, // 28: logmirror.log.v1.PeerFrame.round_trips:type_name -> logmirror.log.v1.RoundTrips
-	29, // 29: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
-	34, // 30: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
-	29, // 31: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	35, // 32: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	36, // 33: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	0,  // 34: logmirror.log.v1.MembershipChange.kind:type_name -> logmirror.log.v1.MembershipChange.Kind
-	37, // 35: logmirror.log.v1.MembershipChange.member:type_name -> logmirror.log.v1.Member
-	21, // 36: logmirror.log.v1.ForwardedChange.change:type_name -> logmirror.log.v1.MembershipChange
-	1,  // 37: logmirror.log.v1.ChangeRefusal.reason:type_name -> logmirror.log.v1.ChangeRefusal.Reason
-	25, // 38: logmirror.log.v1.RoundTrips.round_trips:type_name -> logmirror.log.v1.RoundTrip
-	10, // 39: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	2,  // 40: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
-	5,  // 41: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
-	11, // 42: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	3,  // 43: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
-	6,  // 44: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
-	42, // [42:45] is the sub-list for method output_type
-	39, // [39:42] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	34, // 29: logmirror.log.v1.PeerFrame.digest_report:type_name -> logmirror.log.v1.DigestReport
+	35, // 30: logmirror.log.v1.PeerFrame.digest_verdict:type_name -> logmirror.log.v1.DigestVerdict
+	29, // 31: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	36, // 32: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
+	29, // 33: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	37, // 34: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	38, // 35: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	0,  // 36: logmirror.log.v1.MembershipChange.kind:type_name -> logmirror.log.v1.MembershipChange.Kind
+	39, // 37: logmirror.log.v1.MembershipChange.member:type_name -> logmirror.log.v1.Member
+	21, // 38: logmirror.log.v1.ForwardedChange.change:type_name -> logmirror.log.v1.MembershipChange
+	1,  // 39: logmirror.log.v1.ChangeRefusal.reason:type_name -> logmirror.log.v1.ChangeRefusal.Reason
+	25, // 40: logmirror.log.v1.RoundTrips.round_trips:type_name -> logmirror.log.v1.RoundTrip
+	10, // 41: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	2,  // 42: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	5,  // 43: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	11, // 44: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	3,  // 45: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	6,  // 46: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	44, // [44:47] is the sub-list for method output_type
+	41, // [41:44] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -2246,6 +2287,8 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_Change)(nil),
 		(*PeerFrame_ChangeRefusal)(nil),
 		(*PeerFrame_RoundTrips)(nil),
+		(*PeerFrame_DigestReport)(nil),
+		(*PeerFrame_DigestVerdict)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
