@@ -20,6 +20,8 @@ type ReportHandler interface {
 	ReportUp()
 	// Reported hands on what came for the session given to Listen. The same may come more than once.
 	Reported(reports []*logv1.AppliedReport)
+	// Judged hands on what the log says of digests that were reported.
+	Judged(verdicts []*logv1.DigestVerdict)
 }
 
 // reportsMax bounds the reports that wait to be sent, and those in one message.
@@ -37,7 +39,9 @@ type Reporter struct {
 	up      bool
 	session uint64
 	queue   []*logv1.AppliedReport
-	more    chan struct{}
+	// digest is the latest one that was not given to the stream yet; nil for none.
+	digest *logv1.DigestReport
+	more   chan struct{}
 }
 
 // Reporter starts to hold a stream for reports at the member in use. Close ends it.
@@ -62,6 +66,15 @@ func (r *Reporter) Send(reports ...*logv1.AppliedReport) {
 	if r.up {
 		r.queue = append(r.queue, reports[:min(len(reports), reportsMax-len(r.queue))]...)
 	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+// SendDigest gives a digest to the present stream, or to the next one, and returns at once. One that was not sent gives way
+// to the next.
+func (r *Reporter) SendDigest(digest *logv1.DigestReport) {
+	r.mu.Lock()
+	r.digest = digest
 	r.mu.Unlock()
 	r.wake()
 }
@@ -159,6 +172,9 @@ func (r *Reporter) stream(address string) error {
 		if len(answer.GetApplied()) > 0 {
 			r.handler.Reported(answer.GetApplied())
 		}
+		if len(answer.GetVerdicts()) > 0 {
+			r.handler.Judged(answer.GetVerdicts())
+		}
 		answer, err = stream.Recv()
 	}
 	err = streamError(ctx, unexpectedEOF(err))
@@ -174,11 +190,11 @@ func (r *Reporter) stream(address string) error {
 func (r *Reporter) send(ctx context.Context, stream logv1.LogService_ReportClient, told uint64) error {
 	for {
 		r.mu.Lock()
-		session, queue := r.session, r.queue
-		r.queue = nil
+		session, queue, digest := r.session, r.queue, r.digest
+		r.queue, r.digest = nil, nil
 		r.mu.Unlock()
-		if session != told || len(queue) > 0 {
-			if err := stream.Send(&logv1.ReportRequest{Session: session, Applied: queue}); err != nil {
+		if session != told || len(queue) > 0 || digest != nil {
+			if err := stream.Send(&logv1.ReportRequest{Session: session, Applied: queue, Digest: digest}); err != nil {
 				return err
 			}
 			told = session

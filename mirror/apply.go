@@ -76,6 +76,9 @@ func (a *applier) apply(entry *logclient.Entry) error {
 		a.session.step(event)
 	})
 	a.image.Applied(applied) // last: nobody waits for it
+	if applied.DigestDue {
+		return a.digests.applied()
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/internal/durable"
 	"github.com/logmirror/logmirror/logclient"
+	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/checkpoint"
 	"github.com/logmirror/logmirror/statemachine/image"
 )
@@ -73,8 +74,8 @@ func Bootstrap(ctx context.Context, config Config, progress func(BootstrapProgre
 		return err
 	}
 	defer client.Close()
-	b := &bootstrap{config: &config, directory: directory, client: client, tell: progress,
-		pace: newPace(ctx, config.BootstrapBytesPerSecond)}
+	b := newBootstrap(ctx, &config, directory, client, bootstrapFile, bootstrapNameFile)
+	b.tell = progress
 	if err := b.run(ctx); err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w: %w", ErrStopped, err)
@@ -90,11 +91,20 @@ type bootstrap struct {
 	client    *logclient.Client
 	tell      func(BootstrapProgress)
 
-	pace     *pace
+	pace *pace
+	// files are the names of those that hold what was downloaded, and whose it is.
+	files    struct{ content, name string }
 	file     *os.File
 	name     *logv1.CheckpointName
 	bytes    uint64
 	progress BootstrapProgress
+}
+
+func newBootstrap(ctx context.Context, config *Config, directory *dataDirectory, client *logclient.Client, content, name string) *bootstrap {
+	b := &bootstrap{config: config, directory: directory, client: client, tell: func(BootstrapProgress) {},
+		pace: newPace(ctx, config.BootstrapBytesPerSecond)}
+	b.files.content, b.files.name = content, name
+	return b
 }
 
 // checkpointRecord is what bootstrapNameFile holds.
@@ -130,7 +140,7 @@ func (b *bootstrap) run(ctx context.Context) error {
 
 // open takes up what an earlier attempt has left.
 func (b *bootstrap) open() error {
-	file, err := os.OpenFile(b.path(bootstrapFile), os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := os.OpenFile(b.path(b.files.content), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -139,7 +149,7 @@ func (b *bootstrap) open() error {
 	if err != nil {
 		return err
 	}
-	content, err := durable.Read(b.path(bootstrapNameFile))
+	content, err := durable.Read(b.path(b.files.name))
 	record := checkpointRecord{}
 	if err != nil || json.Unmarshal(content, &record) != nil || uint64(size) > record.SizeBytes {
 		return nil //nolint:nilerr // what is there cannot be told: the download begins anew
@@ -155,7 +165,7 @@ func (b *bootstrap) open() error {
 // forget removes what was downloaded.
 func (b *bootstrap) forget() error {
 	var failed error
-	for _, name := range []string{bootstrapNameFile, bootstrapFile} {
+	for _, name := range []string{b.files.name, b.files.content} {
 		if err := os.Remove(b.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = errors.Join(failed, err)
 		}
@@ -188,7 +198,7 @@ func (b *bootstrap) Begin(c logclient.Checkpoint) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.Write(b.path(bootstrapNameFile), record); err != nil {
+	if err := durable.Write(b.path(b.files.name), record); err != nil {
 		return err
 	}
 	b.name = name
@@ -214,42 +224,63 @@ func (b *bootstrap) Append(data []byte) error {
 
 // build makes the image of what was downloaded.
 func (b *bootstrap) build(ctx context.Context, got logclient.Checkpoint) error {
-	if _, err := b.file.Seek(0, io.SeekStart); err != nil {
+	var builder *image.Builder
+	defer func() {
+		if builder != nil {
+			builder.Abort()
+		}
+	}()
+	machine, counts, err := b.restore(ctx, got, func(h checkpoint.Header) (observer checkpoint.Observer, err error) {
+		c := b.config.imageConfig(b.directory)
+		c.Identity.ClusterID, c.Identity.Epoch = h.ClusterID, h.Epoch
+		builder, err = image.NewBuilder(c, h.CompactRevision)
+		return builder, err
+	})
+	if err != nil {
 		return err
+	}
+	if err := builder.Finish(machine.ExportAll()); err != nil {
+		return err
+	}
+	stats := machine.Space().Stats()
+	b.config.Logger.Info("the state was built from a checkpoint", "index", machine.Index(), "revision", stats.Revision,
+		"keys", stats.Keys, "versions", counts.Base+counts.History, "member", got.Member)
+	return nil
+}
+
+// restore makes a machine of what was downloaded, once all of it has proved to be what was said. observe returns who is
+// told of each version before that, and may return nil.
+func (b *bootstrap) restore(
+	ctx context.Context, got logclient.Checkpoint, observe func(checkpoint.Header) (checkpoint.Observer, error),
+) (*statemachine.Machine, checkpoint.Counts, error) {
+	if _, err := b.file.Seek(0, io.SeekStart); err != nil {
+		return nil, checkpoint.Counts{}, err
 	}
 	digest := sha256.New()
 	content := &countingReader{ctx: ctx, r: io.TeeReader(b.file, digest)}
 	r, err := checkpoint.NewReader(content)
 	if err != nil {
-		return badCheckpoint(content, err)
+		return nil, checkpoint.Counts{}, badCheckpoint(content, err)
 	}
 	h := r.Header()
 	clusterID, epoch := b.client.Identity()
 	if h.Index != got.Name.GetIndex() || h.Term != got.Term || h.ClusterID != clusterID || h.Epoch != epoch {
-		return fmt.Errorf("%w: it is of index %d, term %d, cluster %016x, epoch %d; said was %d, %d, %016x, %d", ErrBadCheckpoint,
-			h.Index, h.Term, h.ClusterID, h.Epoch, got.Name.GetIndex(), got.Term, clusterID, epoch)
+		return nil, checkpoint.Counts{}, fmt.Errorf("%w: it is of index %d, term %d, cluster %016x, epoch %d; said was %d, %d, %016x, %d",
+			ErrBadCheckpoint, h.Index, h.Term, h.ClusterID, h.Epoch, got.Name.GetIndex(), got.Term, clusterID, epoch)
 	}
-	c := b.config.imageConfig(b.directory)
-	c.Identity.ClusterID, c.Identity.Epoch = clusterID, epoch
-	builder, err := image.NewBuilder(c, h.CompactRevision)
+	observer, err := observe(h)
 	if err != nil {
-		return err
+		return nil, checkpoint.Counts{}, err
 	}
-	defer builder.Abort()
-	machine, counts, err := r.Restore(b.config.StateMachine, builder)
+	machine, counts, err := r.Restore(b.config.StateMachine, observer)
 	if err != nil {
-		return badCheckpoint(content, err)
+		return nil, counts, badCheckpoint(content, err)
 	}
 	if sum := digest.Sum(nil); content.bytes != got.Name.GetSizeBytes() || string(sum) != string(got.Name.GetSha256()) {
-		return fmt.Errorf("%w: %d bytes with sha256 %x, said was %d and %x", ErrBadCheckpoint,
+		return nil, counts, fmt.Errorf("%w: %d bytes with sha256 %x, said was %d and %x", ErrBadCheckpoint,
 			content.bytes, sum, got.Name.GetSizeBytes(), got.Name.GetSha256())
 	}
-	if err := builder.Finish(machine.ExportAll()); err != nil {
-		return err
-	}
-	b.config.Logger.Info("the state was built from a checkpoint", "index", h.Index, "revision", h.Revision,
-		"keys", machine.Space().Stats().Keys, "versions", counts.Base+counts.History, "member", got.Member)
-	return nil
+	return machine, counts, nil
 }
 
 // badCheckpoint tells damage from a disk that cannot be read.

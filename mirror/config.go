@@ -67,6 +67,8 @@ type Config struct {
 	ReadRoundTimeout time.Duration
 	// AgeInterval is how often a round is made when no reader asks for one, so that the age is known. 1 s.
 	AgeInterval time.Duration
+	// ScrubInterval is how often memory and image are checked against their checksums. 10 min.
+	ScrubInterval time.Duration
 	// Waiters bounds the calls that wait for an index, a revision or a read round. 65,536.
 	Waiters int
 	// ReadyAgeMax is how old the state may be at most when the mirror first says that it is ready. 10 s.
@@ -119,6 +121,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.ReadRoundSpacing, 2*time.Millisecond)
 	setDefault(&c.ReadRoundTimeout, 5*time.Second)
 	setDefault(&c.AgeInterval, time.Second)
+	setDefault(&c.ScrubInterval, 10*time.Minute)
 	setDefault(&c.Waiters, 65536)
 	setDefault(&c.ReadyAgeMax, 10*time.Second)
 	setDefault(&c.CheckpointBytesPerSecond, 32<<20)

@@ -1,7 +1,12 @@
 package mirror
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/image"
@@ -25,6 +30,9 @@ func (c *Config) imageConfig(directory *dataDirectory) image.Config {
 // openImage makes the state machine: the one that the image holds or, where there is none that can be used, a new one.
 func (m *Mirror) openImage() error {
 	config := m.config.imageConfig(m.directory)
+	if err := m.setQuarantinedAside(config.Path); err != nil {
+		return err
+	}
 	began := m.config.Clock()
 	opened, machine, err := image.Open(config)
 	if err != nil {
@@ -52,4 +60,21 @@ func (m *Mirror) startImage() {
 		return image.Identity{ClusterID: clusterID, Epoch: epoch, FrontendID: frontendID},
 			clusterID != 0 && clusterID == m.machine.ClusterID()
 	})
+}
+
+// setQuarantinedAside moves an image away that a quarantine says is not to be used, and ends the quarantine.
+func (m *Mirror) setQuarantinedAside(path string) error {
+	note := filepath.Join(m.directory.path, quarantineFile)
+	reason, err := os.ReadFile(note)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.config.Logger.Warn("the image is set aside: the state is built anew", "file", path+".bad", "reason", strings.TrimSpace(string(reason)))
+	if err := os.Rename(path, path+".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the image aside: %w", err)
+	}
+	return os.Remove(note)
 }

@@ -12,6 +12,11 @@ type metrics struct {
 	readersPerRound      prometheus.Histogram
 	checkpoints          *prometheus.CounterVec
 	checkpointPinSeconds prometheus.Histogram
+	digestIndex          prometheus.Gauge
+	digestVerdicts       *prometheus.CounterVec
+	quarantines          prometheus.Counter
+	scrubs               prometheus.Counter
+	scrubSeconds         prometheus.Gauge
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -40,6 +45,21 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Name: "logmirror_mirror_read_round_readers", Help: "Readers that shared one read round.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
 		}),
+		digestIndex: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "logmirror_mirror_digest_index", Help: "Index of the last digest of the state that was reported.",
+		}),
+		digestVerdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "logmirror_mirror_digest_verdicts_total", Help: "Times that other mirrors had another state, by verdict.",
+		}, []string{"verdict"}),
+		quarantines: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "logmirror_mirror_quarantines_total", Help: "Times that this mirror stopped because its state is damaged or differs.",
+		}),
+		scrubs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "logmirror_mirror_scrubs_total", Help: "Checks of memory and image that found nothing.",
+		}),
+		scrubSeconds: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "logmirror_mirror_scrub_seconds", Help: "How long the last check of memory and image took, pauses included.",
+		}),
 	}
 	m.checkpoints = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "logmirror_mirror_checkpoints_total", Help: "Checkpoints that the log asked this frontend for, by outcome.",
@@ -54,6 +74,7 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.proposals, m.resends, m.rejections, m.ticks, m.batchCommands, m.commitSeconds, m.readersPerRound,
 		m.checkpoints, m.checkpointPinSeconds,
+		m.digestIndex, m.digestVerdicts, m.quarantines, m.scrubs, m.scrubSeconds,
 	} {
 		if err := registerer.Register(c); err != nil {
 			return nil, err

@@ -39,6 +39,7 @@ type Mirror struct {
 	rounds      *rounds
 	ticks       *ticks
 	syncs       *syncs
+	digests     *digests
 
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
@@ -97,7 +98,7 @@ func Start(config Config) (*Mirror, error) {
 	m.checkpoints = newCheckpoints(m)
 	m.rounds = newRounds(m)
 	m.ticks = newTicks(m)
-	m.syncs = newSyncs(m)
+	m.syncs, m.digests = newSyncs(m), newDigests(m)
 	if config.NewObservers != nil {
 		m.observers = config.NewObservers(m.machine, m)
 	}
@@ -114,6 +115,7 @@ func Start(config Config) (*Mirror, error) {
 	m.goroutines.Go(m.run)
 	m.goroutines.Go(m.session.persistLoop)
 	m.goroutines.Go(m.rounds.run)
+	m.goroutines.Go(m.digests.scrubLoop)
 	m.goroutines.Go(m.watchClient)
 	go m.end()
 	return m, nil
@@ -174,7 +176,8 @@ func (m *Mirror) end() {
 	m.syncs.stop()
 	m.client.Close()
 	m.goroutines.Wait()
-	m.image.Close(!m.killed.Load())
+	quarantined := (*QuarantineError)(nil)
+	m.image.Close(!m.killed.Load() && !errors.As(reason, &quarantined))
 	m.directory.close()
 	close(m.done)
 }

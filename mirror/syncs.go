@@ -72,7 +72,7 @@ func (s *syncs) start() {
 	s.timer = time.AfterFunc(time.Hour, s.repeat)
 	s.timer.Stop()
 	// The handler's first call waits for the lock.
-	s.reporter = s.mirror.client.Reporter(s)
+	s.reporter = s.mirror.client.Reporter(reportHandler{s, s.mirror.digests})
 }
 
 func (s *syncs) stop() {
@@ -183,6 +183,22 @@ func (s *syncs) ReportUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tellAgain()
+}
+
+// reportHandler is who hears what comes on the reporter's stream.
+type reportHandler struct {
+	*syncs
+	*digests
+}
+
+// reportDigest reports what this mirror's state sums up to, if it has a session to report it under.
+func (s *syncs) reportDigest(report *logv1.DigestReport) {
+	s.mu.Lock()
+	report.Session = s.session
+	s.mu.Unlock()
+	if report.Session != 0 {
+		s.reporter.SendDigest(report)
+	}
 }
 
 // Reported implements logclient.ReportHandler.
