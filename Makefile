@@ -72,6 +72,11 @@ bench: ## Measure this checkout beside etcd: every row, three rounds, WAN rows, 
 bench-quick: ## The same with one short round of the main rows, in under two minutes
 	cd test/bench && $(GO) run . -rounds 1 -duration 2s -keys 10000 -rows $(BENCH_QUICK_ROWS) $(BENCH_FLAGS)
 
+.PHONY: bench-ids
+bench-ids: ## Measure ids of each kind: in the generator, and from a frontend over loopback
+	GOMAXPROCS=1 $(GO) test -run '^$$' -bench . ./idgen
+	$(GO) test -run '^$$' -bench IDs ./client
+
 .PHONY: bench-go
 bench-go: ## Run the Go benchmarks of the hot paths with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem $(BENCH_PACKAGES)

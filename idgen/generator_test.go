@@ -187,19 +187,31 @@ func TestEnds(t *testing.T) {
 	})
 }
 
-// BenchmarkSnowflake asks a generator for blocks, with the real clock: one node number has 4,096,000 ids a second.
-func BenchmarkSnowflake(b *testing.B) {
-	const count = 10_000
-	l := newFrontendLog(b)
-	begin := time.Now()
-	l.log.logTime = uint64(begin.UnixNano())
-	l.session = l.log.open(1)
-	g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
-	defer g.Close()
-	for b.Loop() {
-		if _, err := g.Next(b.Context(), statemachine.IDSnowflake, count); err != nil {
-			b.Fatal(err)
+// BenchmarkGenerator asks a generator for blocks, with the real clock: one node number has 4,096,000 snowflakes a second and
+// 16,384 raindrops, and a range has what its blocks are granted.
+func BenchmarkGenerator(b *testing.B) {
+	for _, kind := range []string{"snowflake", "segment"} {
+		for _, count := range []int64{1, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", kind, count), func(b *testing.B) {
+				l := newFrontendLog(b)
+				begin := time.Now()
+				l.log.logTime = uint64(begin.UnixNano())
+				l.session = l.log.open(1)
+				g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
+				defer g.Close()
+				for b.Loop() {
+					var err error
+					if kind == "snowflake" {
+						_, err = g.Next(b.Context(), statemachine.IDSnowflake, count)
+					} else {
+						_, err = g.Segment(b.Context(), "x", 0, count)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "ids/s")
+			})
 		}
 	}
-	b.ReportMetric(count*float64(b.N)/b.Elapsed().Seconds(), "ids/s")
 }

@@ -2,6 +2,7 @@ package idgen
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -275,21 +276,26 @@ func TestGrantIsTheBound(t *testing.T) {
 	}
 }
 
-// BenchmarkSnowflakeCore makes blocks of 1,000 and of one as fast as the core can, the clock running along.
-func BenchmarkSnowflakeCore(b *testing.B) {
-	for name, count := range map[string]int64{"one": 1, "block of 1000": 1000} {
-		b.Run(name, func(b *testing.B) {
-			c := granted(statemachine.IDSnowflake, statemachine.IDSnowflake.Layout().MaxTime())
-			var blocks []Block
-			var left int64
-			now := time.Duration(0)
-			for b.Loop() {
-				blocks, left, _ = c.take(at(now), count, blocks[:0])
-				if now += time.Duration(count) * 250; left > 0 {
-					b.Fatal("the core fell behind")
+// BenchmarkNodeCore makes ids one by one and in blocks of 1,000 as fast as the core can, the clock running along twice as
+// fast as the layout needs.
+func BenchmarkNodeCore(b *testing.B) {
+	for _, kind := range kinds {
+		for _, count := range []int64{1, 1000} {
+			b.Run(fmt.Sprintf("%s/%d", kind, count), func(b *testing.B) {
+				l := kind.Layout()
+				c := granted(kind, l.MaxTime())
+				pace := 2 * int64(l.Unit) / l.PerUnit() * count
+				var blocks []Block
+				var left int64
+				now := time.Duration(0)
+				for b.Loop() {
+					blocks, left, _ = c.take(at(now), count, blocks[:0])
+					if now += time.Duration(pace); left > 0 {
+						b.Fatal("the core fell behind")
+					}
 				}
-			}
-			b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "ids/s")
-		})
+				b.ReportMetric(float64(count)*float64(b.N)/b.Elapsed().Seconds(), "ids/s")
+			})
+		}
 	}
 }

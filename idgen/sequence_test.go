@@ -3,7 +3,6 @@ package idgen
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -153,28 +152,4 @@ func TestSequenceRefused(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// BenchmarkSequence asks for one number each from many callers, of a log that decides at once: what is measured is the
-// sharing, not the log.
-func BenchmarkSequence(b *testing.B) {
-	for _, callers := range []int{1, 100, 1000} {
-		b.Run(fmt.Sprint(callers, " callers"), func(b *testing.B) {
-			l := newFrontendLog(b)
-			begin := time.Now()
-			g := New(Config{Log: l, Clock: func() time.Duration { return time.Since(begin) }})
-			defer g.Close()
-			b.SetParallelism(max(callers/2, 1))
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if _, err := g.Sequence(b.Context(), "x", 1); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			})
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ids/s")
-			b.ReportMetric(float64(b.N)/float64(l.proposals), "ids/command")
-		})
-	}
 }
