@@ -10,18 +10,18 @@ import (
 
 type clusterServer struct {
 	kvv1.UnimplementedClusterServiceServer
-	server *Server
+	life *life
 }
 
 // Status answers also while this frontend is not ready: it is how one finds out why.
 func (c *clusterServer) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1.StatusResponse, error) {
-	s := c.server
+	s := c.life
 	machine, identity := s.region.Machine(), s.region.Identity()
 	stats := machine.Space().Stats()
 	response := &kvv1.StatusResponse{
 		Header:          header(s.region.Facts()),
 		Version:         version.String(),
-		Degraded:        s.Degraded(),
+		Degraded:        s.degraded(),
 		Log:             s.logStatus(ctx),
 		Keys:            int64(stats.Keys),
 		Leases:          int64(machine.LeaseCount()),

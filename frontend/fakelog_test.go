@@ -25,6 +25,11 @@ type fakeLog struct {
 	mu      sync.Mutex
 	entries []*logv1.Entry
 	away    bool
+	// first is the first entry that is still there; checkpoint holds what came before, once held is closed.
+	first      uint64
+	checkpoint []byte
+	name       *logv1.CheckpointName
+	held       chan struct{}
 	// swallow takes proposals and loses them.
 	swallow bool
 	// changed is closed and replaced with every change of the above.
@@ -39,7 +44,7 @@ func newFakeLog(t *testing.T) *fakeLog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &fakeLog{t: t, address: listener.Addr().String(), started: time.Now(), changed: make(chan struct{})}
+	l := &fakeLog{t: t, address: listener.Addr().String(), started: time.Now(), changed: make(chan struct{}), first: 1}
 	genesis, err := proto.Marshal(&logv1.Genesis{ClusterId: fakeClusterID})
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +98,9 @@ func (l *fakeLog) state(from uint64) (entries []*logv1.Entry, published uint64, 
 		return nil, 0, l.changed, errAway
 	}
 	published = uint64(len(l.entries))
+	if from > 0 && from < l.first {
+		return nil, 0, l.changed, status.Errorf(codes.OutOfRange, "the first entry is %d", l.first)
+	}
 	if from > 0 && from <= published {
 		entries = l.entries[from-1 : published : published]
 	}

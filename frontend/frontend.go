@@ -11,6 +11,14 @@
 // ask for no more, watches and lease answers go on as far as the parts below can vouch for them; Degraded says what is
 // amiss.
 //
+// # Lives
+//
+// Everything that stands on one mirror is a life: the mirror, hub, keeper and the services over them. A mirror that is
+// below what the log still holds (it was away for too long, or lost its image) ends its life: streams and calls end
+// with UNAVAILABLE, and writes that were handed to the log are unknown, as at a restart. The state is then built
+// from a checkpoint, while the port answers everything with UNAVAILABLE and Degraded and the metrics tell the progress,
+// and the next life begins as the next incarnation.
+//
 // # How it ends
 //
 // Stop takes no new calls, ends streams (clients see UNAVAILABLE and go elsewhere), lets calls under way finish for a
@@ -35,16 +43,10 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
-	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
-	"github.com/logmirror/logmirror/frontend/delivery"
-	"github.com/logmirror/logmirror/frontend/etcd"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
-	"github.com/logmirror/logmirror/idgen"
-	"github.com/logmirror/logmirror/lease/keeper"
 	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/statemachine"
-	"github.com/logmirror/logmirror/watch"
 )
 
 // Config of a frontend. Zero values mean the defaults named beside them.
@@ -97,23 +99,31 @@ const (
 
 // Server is a running frontend.
 type Server struct {
-	config Config
-	logger *slog.Logger
-	mirror *mirror.Mirror
-	region *serving.Region
-	hub    *watch.Hub
-	sender delivery.Sender
-	keeper *keeper.Keeper
-	ids    *idgen.Generator
-	owners *owners
-	grpc   *grpc.Server
-	health *health.Server
+	config   Config
+	logger   *slog.Logger
+	owners   *owners
+	health   *health.Server
+	listener *sharedListener
+	metrics  *metrics
 
-	// stopping ends the server's own goroutines.
-	stopping chan struct{}
-	running  sync.WaitGroup
-	stop     sync.Once
-	done     chan struct{}
+	// ready is closed when a life is ready for the first time.
+	ready     chan struct{}
+	readyOnce sync.Once
+
+	mu sync.Mutex
+	// life is the present one, or the last one while a bootstrap runs.
+	life *life
+	// bootstrapping tells how far a bootstrap has come; nil while none runs.
+	bootstrapping *bootstrapStatus
+	// failed is why the frontend cannot go on.
+	failed error
+
+	// ctx ends the server's own goroutines.
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	stop    sync.Once
+	done    chan struct{}
 }
 
 // Start begins to mirror the log and to serve. It returns once the port is open; see Ready. Stop or Kill ends it.
@@ -144,68 +154,32 @@ func start(config Config) (*Server, error) {
 	if config.PeerCredentials == nil {
 		config.PeerCredentials = config.LogCredentials
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		config: config, logger: config.Logger,
-		stopping: make(chan struct{}), done: make(chan struct{}),
+		ctx: ctx, cancel: cancel, done: make(chan struct{}), ready: make(chan struct{}),
 		health: health.NewServer(),
 	}
 	s.owners = newOwners(config.Dial, config.PeerCredentials)
 	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
-
-	m, err := mirror.Start(s.mirrorConfig())
+	var err error
+	if s.metrics, err = newMetrics(s, config.Registerer); err == nil {
+		s.life, err = s.newLife()
+	}
 	if err != nil {
+		cancel()
 		s.owners.close()
-		s.closeParts()
 		return nil, fmt.Errorf("frontend %s: %w", config.Name, err)
 	}
-	s.mirror = m
-	s.ids = idgen.New(idgen.Config{
-		Log: keeperMirror{m}, Clock: s.config.Clock, Logger: s.logger, Registerer: s.config.Registerer,
-		ProposeSequence: func(ctx context.Context, command *commandv1.Command) (statemachine.Result, error) {
-			return s.region.Write(ctx, command, serving.WriteOptions{})
-		},
-	})
-	s.grpc = s.newGRPC()
-	s.running.Go(s.serve)
-	s.running.Go(s.followHealth)
+	s.listener = shareListener(config.Listener)
+	s.running.Go(func() { s.live(s.life) })
 	return s, nil
 }
 
-func (s *Server) mirrorConfig() mirror.Config {
-	c := s.config.Mirror
-	c.Name, c.Region, c.DataDir, c.Advertise = s.config.Name, s.config.Region, s.config.DataDir, s.config.Advertise
-	scheme := "http://"
-	if s.config.ServerCredentials != nil {
-		scheme = "https://"
-	}
-	c.ClientURLs = []string{scheme + s.config.Advertise}
-	c.Log.Members, c.Log.Dial, c.Log.Credentials = s.config.Log, s.config.Dial, s.config.LogCredentials
-	c.Logger, c.Log.Logger = s.logger, s.logger
-	c.Registerer, c.Log.Registerer = s.config.Registerer, s.config.Registerer
-	c.Clock = s.config.Clock
-	c.NewObservers = s.newObservers
-	return c
-}
-
-// newObservers makes the parts that stand on the mirror, before it applies anything.
-func (s *Server) newObservers(machine *statemachine.Machine, m *mirror.Mirror) []mirror.Observer {
-	s.region = serving.New(m, statemachine.Limits{
-		MaxRequestBytes: s.config.MaxRequestBytes, MaxTxnOperations: s.config.MaxTxnOperations,
-	})
-	s.hub = watch.NewHub(machine.Space(), watch.Config{
-		ProgressInterval: s.config.WatchProgressInterval, Logger: s.logger, Registerer: s.config.Registerer,
-	})
-	s.keeper = keeper.New(keeper.Config{
-		Mirror: keeperMirror{m}, Leases: machine, FrontendID: m.Identity().FrontendID,
-		Clock: s.config.Clock, AskOwner: s.askOwner,
-		Logger: s.logger, Registerer: s.config.Registerer,
-	})
-	return []mirror.Observer{s.region, s.hub, s.keeper}
-}
-
-func (s *Server) newGRPC() *grpc.Server {
-	limits := s.region.Limits()
-	options := []grpc.ServerOption{
+// newGRPC returns a server without services.
+func (s *Server) newGRPC(further ...grpc.ServerOption) *grpc.Server {
+	limits := serving.DefaultLimits(s.limits())
+	options := append([]grpc.ServerOption{
 		grpc.ForceServerCodecV2(wire.NewCodec()),
 		grpc.MaxRecvMsgSize(limits.MaxRequestBytes + serving.RequestOverheadBytes),
 		grpc.MaxSendMsgSize(1<<31 - 1),
@@ -215,129 +189,61 @@ func (s *Server) newGRPC() *grpc.Server {
 		}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: serverPingInterval, Timeout: serverPingTimeout}),
 		grpc.WaitForHandlers(true),
-	}
+	}, further...)
 	if s.config.ServerCredentials != nil {
 		options = append(options, grpc.Creds(s.config.ServerCredentials))
 	}
-	server := grpc.NewServer(options...)
-	held := leases{s.keeper}
-	server.RegisterService(kvServiceDesc(), &kvServer{region: s.region})
-	kvv1.RegisterWatchServiceServer(server, &watchServer{region: s.region, hub: s.hub, sender: &s.sender})
-	kvv1.RegisterLeaseServiceServer(server, &leaseServer{region: s.region, leases: held})
-	kvv1.RegisterIdServiceServer(server, &idServer{region: s.region, ids: s.ids})
-	kvv1.RegisterClusterServiceServer(server, &clusterServer{server: s})
-	kvv1.RegisterAdminServiceServer(server, &adminServer{region: s.region})
-	healthv1.RegisterHealthServer(server, s.health)
-	etcd.Register(server, etcd.Config{
-		Region: s.region, Hub: s.hub, Sender: &s.sender, Leases: held,
-		LogStatus: s.etcdLogStatus, LogReachable: s.logReachable, Logger: s.logger,
-	})
-	return server
+	return grpc.NewServer(options...)
 }
 
-func (s *Server) serve() {
-	if err := s.grpc.Serve(s.config.Listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-		s.logger.Error("the client listener ended", "address", s.config.Advertise, "error", err)
-		go s.Stop()
-	}
-}
-
-// followHealth tells the health service what the mirror is up to, and ends the frontend with it.
-func (s *Server) followHealth() {
-	ready := s.mirror.Ready()
-	for {
-		select {
-		case <-ready:
-			ready = nil
-			s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
-			s.logger.Info("serving", "name", s.config.Name, "region", s.config.Region, "address", s.config.Advertise)
-		case <-s.mirror.Done():
-			s.health.Shutdown()
-			if err := s.Err(); err != nil {
-				s.logger.Error("the mirror cannot go on", "error", err)
-				go s.Stop() // which waits for this goroutine
-			}
-			return
-		case <-s.stopping:
-			return
-		}
-	}
+func (s *Server) limits() statemachine.Limits {
+	return statemachine.Limits{MaxRequestBytes: s.config.MaxRequestBytes, MaxTxnOperations: s.config.MaxTxnOperations}
 }
 
 // Stop ends the frontend: calls under way first, for a bounded time, then the mirror.
-func (s *Server) Stop() {
-	s.end(func() {
-		s.health.Shutdown()
-		// Streams first: they would keep the graceful stop from ending. Their clients see UNAVAILABLE.
-		s.region.Stop()
-		s.hub.Close()
-		s.keeper.Close()
-		graceful := make(chan struct{})
-		go func() {
-			defer close(graceful)
-			s.grpc.GracefulStop()
-		}()
-		timer := time.NewTimer(stopCallsTimeout)
-		defer timer.Stop()
-		select {
-		case <-graceful:
-		case <-timer.C:
-			s.grpc.Stop()
-			<-graceful
-		}
-		s.ids.Close()
-		s.mirror.Stop()
-	})
-}
+func (s *Server) Stop() { s.end((*life).stop) }
 
 // Kill drops everything at once, as the end of the process would. For tests.
-func (s *Server) Kill() {
-	s.end(func() {
-		s.mirror.Kill()
-		s.ids.Close()
-		s.hub.Close()
-		s.keeper.Close()
-		s.grpc.Stop()
-	})
-}
+func (s *Server) Kill() { s.end((*life).kill) }
 
-func (s *Server) end(parts func()) {
+func (s *Server) end(life func(*life)) {
 	s.stop.Do(func() {
-		close(s.stopping)
-		parts()
-		s.owners.close()
+		s.health.Shutdown()
+		s.cancel()
+		s.mu.Lock()
+		l := s.life
+		s.mu.Unlock()
+		life(l)
 		s.running.Wait()
+		s.listener.Close()
+		s.owners.close()
 		close(s.done)
 	})
 	<-s.done
 }
 
-// closeParts ends what newObservers made, where the mirror did not start.
-func (s *Server) closeParts() {
-	if s.hub != nil {
-		s.hub.Close()
-	}
-	if s.keeper != nil {
-		s.keeper.Close()
-	}
-}
-
 // Done is closed when the frontend has ended.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
-// Err returns why the mirror could not go on; nil while it can, and after Stop.
+// Err returns why the frontend could not go on; nil while it can, and after Stop.
 func (s *Server) Err() error {
-	if err := s.mirror.Err(); !errors.Is(err, mirror.ErrStopped) {
-		return err
-	}
-	return nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
-// Ready is closed once this frontend serves.
-func (s *Server) Ready() <-chan struct{} { return s.mirror.Ready() }
+// Ready is closed once this frontend has served. NotReady tells whether it does now.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Mirror returns the mirror, for tests and status.
-func (s *Server) Mirror() *mirror.Mirror { return s.mirror }
+// Mirror returns the mirror, for tests and status. After a bootstrap there is another one.
+func (s *Server) Mirror() *mirror.Mirror { return s.present().mirror }
+
+// present returns the present life, or the last one while a bootstrap runs.
+func (s *Server) present() *life {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life
+}
 
 // keeperMirror is the mirror as the keeper and the generator of ids use it: its proposals do not wait for a log that is
 // away, since these decide themselves when to try again.

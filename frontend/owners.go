@@ -82,12 +82,12 @@ func (o *owners) close() {
 }
 
 // askOwner asks the frontend of a session how long a lease has left by its own clock.
-func (s *Server) askOwner(ctx context.Context, session uint64, id int64) (remaining, granted time.Duration, err error) {
+func (s *life) askOwner(ctx context.Context, session uint64, id int64) (remaining, granted time.Duration, err error) {
 	address, err := s.addressOf(session)
 	if err != nil {
 		return 0, 0, err
 	}
-	connection, err := s.owners.connection(address)
+	connection, err := s.server.owners.connection(address)
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: %v", keeper.ErrUnavailable, err)
 	}
@@ -106,7 +106,7 @@ func (s *Server) askOwner(ctx context.Context, session uint64, id int64) (remain
 }
 
 // addressOf returns the host:port of the frontend that opened a session.
-func (s *Server) addressOf(session uint64) (string, error) {
+func (s *life) addressOf(session uint64) (string, error) {
 	owner, _ := s.region.Machine().Session(session)
 	for _, clientURL := range owner.ClientURLs {
 		if u, err := url.Parse(clientURL); err == nil && u.Host != "" {

@@ -21,13 +21,20 @@ const statusTimeout = time.Second
 const reachableAge = 5 * time.Second
 
 // logReachable tells whether the log answered lately.
-func (s *Server) logReachable() bool {
+func (s *life) logReachable() bool {
 	age, known := s.mirror.Age()
 	return known && age <= reachableAge
 }
 
 // Degraded says what keeps this frontend from serving everything, for people; empty for nothing.
 func (s *Server) Degraded() []string {
+	if status := s.bootstrap(); status != nil {
+		return []string{status.String()}
+	}
+	return s.present().degraded()
+}
+
+func (s *life) degraded() []string {
 	degraded := s.mirror.Health()
 	if reason := s.region.StateReason(); reason != "" {
 		degraded = append(degraded, reason)
@@ -38,29 +45,33 @@ func (s *Server) Degraded() []string {
 // NotReady says why clients should go elsewhere; empty once this frontend serves. A fenced region's frontend goes on
 // serving reads to those who come nevertheless.
 func (s *Server) NotReady() []string {
+	if status := s.bootstrap(); status != nil {
+		return []string{status.String()}
+	}
+	l := s.present()
 	select {
-	case <-s.mirror.Done():
-		return []string{fmt.Sprintf("the mirror has ended: %v", s.mirror.Err())}
+	case <-l.mirror.Done():
+		return []string{fmt.Sprintf("the mirror has ended: %v", l.mirror.Err())}
 	default:
 	}
-	if err := s.region.CheckReady(); err != nil {
-		return []string{err.Error()}
+	if err := l.region.CheckReady(); err != nil {
+		return append([]string{err.Error()}, l.mirror.Health()...)
 	}
-	if s.region.State() == statemachine.RegionFenced {
-		return []string{s.region.StateReason()}
+	if l.region.State() == statemachine.RegionFenced {
+		return []string{l.region.StateReason()}
 	}
 	return nil
 }
 
 // askLog asks the members of the log how they are.
-func (s *Server) askLog(ctx context.Context) []logclient.MemberStatus {
+func (s *life) askLog(ctx context.Context) []logclient.MemberStatus {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	return s.mirror.LogStatus(ctx)
 }
 
 // etcdLogStatus is what etcd's Status tells of the log.
-func (s *Server) etcdLogStatus(ctx context.Context) etcd.LogStatus {
+func (s *life) etcdLogStatus(ctx context.Context) etcd.LogStatus {
 	var status etcd.LogStatus
 	if newest := newestAnswer(s.askLog(ctx)); newest != nil {
 		status.Leader, status.Term, status.CommitIndex = newest.GetLeaderId(), newest.GetTerm(), newest.GetCommitIndex()
@@ -94,7 +105,7 @@ func knowsMore(a, b *logv1.StatusResponse) bool {
 }
 
 // logStatus is what the native Status tells of the log.
-func (s *Server) logStatus(ctx context.Context) *kvv1.LogStatus {
+func (s *life) logStatus(ctx context.Context) *kvv1.LogStatus {
 	members := s.askLog(ctx)
 	status := &kvv1.LogStatus{}
 	newest := newestAnswer(members)

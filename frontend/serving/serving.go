@@ -96,13 +96,18 @@ type Region struct {
 
 // New returns a Region over a mirror. Limits that are zero are those of etcd.
 func New(m Mirror, limits statemachine.Limits) *Region {
+	return &Region{mirror: m, limits: DefaultLimits(limits), stopping: make(chan struct{})}
+}
+
+// DefaultLimits returns the limits with those of etcd in the place of zeros.
+func DefaultLimits(limits statemachine.Limits) statemachine.Limits {
 	if limits.MaxRequestBytes == 0 {
 		limits.MaxRequestBytes = statemachine.DefaultMaxRequestBytes
 	}
 	if limits.MaxTxnOperations == 0 {
 		limits.MaxTxnOperations = statemachine.DefaultMaxTxnOperations
 	}
-	return &Region{mirror: m, limits: limits, stopping: make(chan struct{})}
+	return limits
 }
 
 // Applied notes the term of an applied entry. Called by the mirror on its apply goroutine.
