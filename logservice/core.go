@@ -53,6 +53,13 @@ type MemberConfig struct {
 	MaxMembers        int
 	// DigestTicks is how long the leader waits for the digests of all mirrors at one index before it compares them.
 	DigestTicks int
+	// The traffic policy looks at the proposals of the last TrafficWindowTicks, if there are TrafficMinProposals of them; it
+	// moves leadership where that lowers their mean round trip by TrafficMinGain and by TrafficMinGainPercent, and has done so
+	// for TrafficHoldTicks; whoever has come to lead stays for TrafficRestTicks.
+	TrafficWindowTicks, TrafficHoldTicks, TrafficRestTicks int
+	TrafficMinProposals                                    uint64
+	TrafficMinGain                                         time.Duration
+	TrafficMinGainPercent                                  int
 	// NoSpaceRetryTicks is how long to wait before a group that found no room is tried again.
 	NoSpaceRetryTicks int
 	// RoundRetryTicks is how long to wait for the answers of a read round before it is asked again (twice as long each
@@ -100,7 +107,9 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		value int
 	}{
 		{&c.HeartbeatTicks, 2}, {&c.ElectionTicks, 15}, {&c.StaggerTicks, 5}, {&c.StallTicks, 10},
-		{&c.PolicyTicks, 20}, {&c.DigestTicks, 20}, {&c.MaxMembers, 16}, {&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
+		{&c.PolicyTicks, 20}, {&c.DigestTicks, 20}, {&c.MaxMembers, 16},
+		{&c.TrafficWindowTicks, 1200}, {&c.TrafficHoldTicks, 200}, {&c.TrafficRestTicks, 1200}, {&c.TrafficMinGainPercent, 25},
+		{&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
 		{&c.MaxRounds, 32}, {&c.MaxWaitingReads, 65536}, {&c.MaxPayloadBytes, 4 << 20},
 		{&c.MaxStreamBytes, 16 << 20}, {&c.MaxForwardBytes, 64 << 20}, {&c.MaxUncommittedBytes, 64 << 20},
 		{&c.MaxMessageBytes, 1 << 20}, {&c.MaxInflightBytes, 32 << 20}, {&c.MaxGroupBytes, 8 << 20},
@@ -128,6 +137,12 @@ func (c MemberConfig) withDefaults() MemberConfig {
 	}
 	if c.ChangeTicks == 0 {
 		c.ChangeTicks = 10 * c.ElectionTicks
+	}
+	if c.TrafficMinProposals == 0 {
+		c.TrafficMinProposals = 100
+	}
+	if c.TrafficMinGain == 0 {
+		c.TrafficMinGain = 5 * time.Millisecond
 	}
 	if c.PromoteLagEntries == 0 {
 		c.PromoteLagEntries = 100
@@ -182,6 +197,7 @@ type Member struct {
 	elections   elections
 	changes     changes
 	digests     digests
+	policy      policy
 	// proposals wait for raft; proposalBytes is about their size.
 	proposals     []queuedProposal
 	proposalBytes int
@@ -328,6 +344,8 @@ func (m *Member) handle(event Event) {
 		m.askRound(e.Token)
 	case Transfer:
 		m.transfer(e.Token, e.Target)
+	case Measured:
+		m.measured(e.RoundTrips)
 	case ChangeMembership:
 		m.changeMembership(e.Token, e.Change)
 	case Reconfigure:
@@ -452,7 +470,8 @@ func (m *Member) leaderName(id uint64) string {
 // becameLeader starts log time for the term, and names the log if it has no name.
 func (m *Member) becameLeader() {
 	m.checkpoints.becameLeader(m.ticks)
-	m.elections.preferredSince, m.elections.policyRestAt, m.elections.leadingSince = 0, 0, m.ticks
+	m.elections.leadingSince = m.ticks
+	m.policy.becameLeader(m.policyRest())
 	for _, id := range m.voters {
 		m.elections.heard[id] = m.ticks
 	}

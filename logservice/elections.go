@@ -21,10 +21,6 @@ type elections struct {
 	attempts int
 	// heard is the tick at which each member was last heard in the current term.
 	heard map[uint64]int
-	// preferredSince is the tick since which a voter that the policy prefers could have taken over; zero for none.
-	preferredSince int
-	// policyRestAt is the tick before which the policy does not try again.
-	policyRestAt int
 	// leadingSince is the tick at which this member was last elected.
 	leadingSince int
 	transfers    []pendingTransfer
@@ -55,11 +51,6 @@ func (m *Member) rank() int {
 		}
 	}
 	return rank
-}
-
-// preferred tells whether the policy wants leadership at a member.
-func (m *Member) preferred(id uint64) bool {
-	return m.config.LeaderPolicy.Region != "" && m.region(id) == m.config.LeaderPolicy.Region
 }
 
 func (m *Member) region(id uint64) string {
@@ -183,29 +174,6 @@ func (m *Member) resign(why string) {
 		m.raft.Tick()
 	}
 	m.putOff()
-}
-
-// followPolicy moves leadership to a preferred region once a voter there has been ready for some time without a break.
-func (m *Member) followPolicy() {
-	e := &m.elections
-	if m.config.LeaderPolicy.Region == "" || m.preferred(m.config.ID) || m.raft.BasicStatus().LeadTransferee != 0 {
-		e.preferredSince = 0
-		return
-	}
-	target := m.successor(m.preferred)
-	if target == 0 {
-		e.preferredSince = 0
-		return
-	}
-	if e.preferredSince == 0 {
-		e.preferredSince = m.ticks
-	}
-	if m.ticks-e.preferredSince >= m.config.PolicyTicks && m.ticks >= e.policyRestAt {
-		m.config.Logger.Info("handing leadership over by policy", "to", memberName(target),
-			"region", m.region(target))
-		e.policyRestAt = m.ticks + 5*m.config.PolicyTicks
-		m.raft.TransferLeader(target)
-	}
 }
 
 // successor is the most up to date of the voters that were heard lately and are wanted; the lowest id among equals.

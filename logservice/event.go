@@ -44,6 +44,9 @@ type Transfer struct {
 	Target uint64
 }
 
+// Measured tells how far other members are, every second or so, where the leader's policy is to go by it.
+type Measured struct{ RoundTrips []*logv1.RoundTrip }
+
 // ChangeMembership asks to add, promote or remove a member. What is added comes with a new random id. Each token is answered
 // once, in Effects.Changes.
 type ChangeMembership struct {
@@ -117,6 +120,7 @@ func (Propose) event()          {}
 func (StreamClosed) event()     {}
 func (AskRound) event()         {}
 func (Transfer) event()         {}
+func (Measured) event()         {}
 func (ChangeMembership) event() {}
 func (Reconfigure) event()      {}
 func (Unreachable) event()      {}

@@ -29,7 +29,7 @@ func (s *Server) loop() {
 			q(s.member)
 			continue
 		case now := <-ticker.C:
-			events = append(events, Pinned{s.pins.lowest(now)}, Tick{})
+			events = s.measure(append(events, Pinned{s.pins.lowest(now)}, Tick{}))
 		case err := <-s.written:
 			events = append(events, StorageDone{err})
 		case more := <-s.events:

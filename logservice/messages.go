@@ -68,6 +68,8 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.receiveRejection(f.Rejection)
 	case *logv1.PeerFrame_Change:
 		m.receiveChange(from, f.Change)
+	case *logv1.PeerFrame_RoundTrips:
+		m.keepRoundTrips(from, f.RoundTrips.GetRoundTrips())
 	case *logv1.PeerFrame_ChangeRefusal:
 		m.receiveRefusal(f.ChangeRefusal)
 	case *logv1.PeerFrame_Question:

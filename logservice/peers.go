@@ -128,3 +128,23 @@ func addressIn(membership *logv1.Membership, id uint64) string {
 	}
 	return ""
 }
+
+// measureTicks is how often the core is told how far the others are.
+const measureTicks = 20
+
+// measure tells, now and then, how far the others are, where somebody wants to know.
+func (s *Server) measure(events []Event) []Event {
+	if !s.config.LeaderPolicy.Traffic {
+		return events
+	}
+	if s.ticks++; s.ticks%measureTicks != 0 {
+		return events
+	}
+	var roundTrips []*logv1.RoundTrip
+	for _, m := range s.published.view().membership.GetMembers() {
+		if h := s.transport.Health(m.Id); m.Id != s.id && h.RoundTrip >= 0 {
+			roundTrips = append(roundTrips, &logv1.RoundTrip{MemberId: m.Id, Microseconds: uint64(h.RoundTrip.Microseconds())})
+		}
+	}
+	return append(events, Measured{roundTrips})
+}

@@ -125,6 +125,7 @@ func (m *Member) flushProposals() bool {
 			}
 			err := m.raft.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &m.config.ID, Entries: entries})
 			if err == nil {
+				m.noteTraffic(queued)
 				return true
 			}
 			reason = logv1.AppendRejection_REASON_OVERLOADED

@@ -39,30 +39,6 @@ func ParsePublication(text string) (Publication, error) {
 	return 0, fmt.Errorf("publication %q: want quorum or leader", text)
 }
 
-// LeaderPolicy says where leadership is moved to. The zero value leaves it where elections put it.
-type LeaderPolicy struct {
-	// Region is where the leader is to be while it can be; empty for anywhere.
-	Region string
-}
-
-func (p LeaderPolicy) String() string {
-	if p.Region == "" {
-		return "none"
-	}
-	return "fixed=" + p.Region
-}
-
-// ParseLeaderPolicy reads none or fixed=REGION.
-func ParseLeaderPolicy(text string) (LeaderPolicy, error) {
-	if text == "" || text == "none" {
-		return LeaderPolicy{}, nil
-	}
-	if region, ok := strings.CutPrefix(text, "fixed="); ok && region != "" {
-		return LeaderPolicy{Region: region}, nil
-	}
-	return LeaderPolicy{}, fmt.Errorf("leader policy %q: want none or fixed=REGION", text)
-}
-
 // voterAck is the newest that is known of what one voter holds durably: its log matches the leader's of term up to
 // match.
 type voterAck struct{ term, match uint64 }

@@ -36,6 +36,8 @@ type Server struct {
 	metrics   *metrics
 	logger    *slog.Logger
 	guests    guests
+	// ticks are counted by the loop.
+	ticks int
 
 	// events are for the loop, which alone steps the member; queries are run by it between two steps.
 	events  chan []Event

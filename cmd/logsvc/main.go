@@ -79,7 +79,7 @@ func newCommand() *cobra.Command {
 		"members that begin the log, as `NAME=ADDRESS,…`: the same names at all of them, once for the first start; addresses\n"+
 			"given later win over what the member has learned")
 	flags.StringSliceVar(&o.join, "join", nil, "`address` of a live member, for the first start of a member that was added")
-	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none or fixed=`REGION`")
+	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none, fixed=`REGION`, or traffic (where writes come from)")
 	flags.StringVar(&o.publication, "publication", "quorum",
 		"how members learn that an entry is committed, the same at all of them: `quorum` (one round trip) or leader (stock Raft)")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
