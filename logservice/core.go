@@ -453,6 +453,7 @@ func (m *Member) observe() bool {
 		m.repeatRounds()
 		m.tickTransfers()
 		m.askChanges(true)
+		m.checkpoints.tellAt = m.ticks
 	}
 	return true
 }

@@ -185,15 +185,19 @@ func (m *Member) decideChange(change *logv1.MembershipChange) *logv1.ChangeRefus
 }
 
 // mayChange tells whether this leader knows enough to decide: what was committed before its term, which it does once it has
-// applied an entry of the term, and who is there, for which it needs to have led for the time in which it hears everybody.
-// Raft takes no change before it has applied what was in the log when it was elected.
+// applied an entry of the term, and who is there and holds the newest checkpoint, for which it needs to have led for the time
+// in which it hears everybody. Raft takes no change before it has applied what was in the log when it was elected.
 func (m *Member) mayChange() bool {
 	status := m.raft.BasicStatus()
 	if status.RaftState != raft.StateLeader || status.LeadTransferee != 0 || !m.leading {
 		return false
 	}
+	wait := m.config.ElectionTicks
+	if len(m.record.sealed) > 0 {
+		wait += m.config.CheckpointTicks // then members tell a new leader
+	}
 	term, err := m.log.Term(m.applied)
-	return err == nil && term == m.state.term && m.ticks-m.elections.leadingSince >= m.config.ElectionTicks
+	return err == nil && term == m.state.term && m.ticks-m.elections.leadingSince >= wait
 }
 
 // isUnderWay tells whether a change is the one in the log that is not applied yet.
@@ -268,6 +272,29 @@ func (m *Member) notPromotable(id uint64) string {
 		return fmt.Sprintf("it holds the log up to %d and the leader up to %d, at most %d entries more are allowed", match,
 			m.log.last, m.config.PromoteLagEntries)
 	}
+	if len(m.record.sealed) > 0 && !m.holds(id, m.record.sealed[0].name) {
+		return fmt.Sprintf("it has not said that it holds the newest checkpoint, %d", m.record.sealed[0].name.Index)
+	}
+	return ""
+}
+
+// tooFewHolders says why, with these voters, the newest checkpoint would not be as durable as the log, empty where it would.
+func (m *Member) tooFewHolders(voters []uint64) string {
+	if len(m.record.sealed) == 0 {
+		return ""
+	}
+	name := m.record.sealed[0].name
+	var holders []string
+	for _, id := range voters {
+		if m.holds(id, name) {
+			holders = append(holders, m.leaderName(id))
+		}
+	}
+	if needed := len(voters)/2 + 1; len(holders) < needed {
+		slices.Sort(holders)
+		return fmt.Sprintf("%d of %d voters must hold the newest checkpoint, %d, and %d say so: %s", needed, len(voters), name.Index,
+			len(holders), strings.Join(holders, ", "))
+	}
 	return ""
 }
 
@@ -277,6 +304,9 @@ func (m *Member) decideRemove(member *logv1.Member) *logv1.ChangeRefusal {
 	}
 	rest := slices.DeleteFunc(slices.Clone(m.voters), func(id uint64) bool { return id == member.Id })
 	if why := m.lostQuorum(rest); why != "" {
+		return notNow("%s must stay: without it, %s", member.Name, why)
+	}
+	if why := m.tooFewHolders(rest); why != "" {
 		return notNow("%s must stay: without it, %s", member.Name, why)
 	}
 	if member.Id != m.config.ID {

@@ -529,3 +529,38 @@ func TestLearnerServes(t *testing.T) {
 		t.Errorf("the learner became %v in term %d", d.raft.BasicStatus().RaftState, d.State().Term)
 	}
 }
+
+// A learner that does not hold the newest checkpoint may not vote, and a voter whose removal would leave too few holders
+// stays.
+func TestChangesMindTheNewestCheckpoint(t *testing.T) {
+	c := newCircle(t, nil, "a", "b", "c")
+	name := CheckpointName{Index: 5}
+	sealed := func(who string, held bool) {
+		m := c.member(who)
+		m.record.sealed = []sealedCheckpoint{{name: name}}
+		if held {
+			c.step(c.names[who], HeldCheckpoints{[]CheckpointName{name}})
+		}
+	}
+	c.lead("a")
+	c.write("a", 10)
+	sealed("a", true)
+	sealed("b", true)
+	sealed("c", false)
+	c.made("add", c.add("a", "d"))
+	d := c.join("d", "a")
+	sealed("d", false)
+	c.until("d has caught up", func() bool { return d.State().Published == c.member("a").State().Published })
+	c.tick(60)
+	c.refused("promote", c.promote("b", "d"), notNowReason, "d can't vote yet", "newest checkpoint, 5")
+	c.refused("remove", c.remove("c", "b"), notNowReason, "b must stay", "2 of 2 voters must hold the newest checkpoint, 5, and 1 say so: a")
+	c.made("remove the one without it", c.remove("b", "c"))
+	sealed("d", true)
+	c.tick(60)
+	c.made("promote", c.promote("b", "d"))
+	// The next leader is told before it decides.
+	c.made("remove the leader", c.remove("b", "a"))
+	if got := c.roles("d"); got != "b voter, d voter" {
+		t.Error(got)
+	}
+}
