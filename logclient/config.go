@@ -43,7 +43,7 @@ type Config struct {
 	StallTimeout time.Duration
 	// PreferAfter is how long a nearer member must have been well before it is returned to. 5 s.
 	PreferAfter time.Duration
-	// RetryMin and RetryMax bound the pause, with jitter, before a member that failed is used again. 100 ms and 5 s.
+	// RetryMin and RetryMax bound the pause, with jitter, before a member that failed is used again. 100 ms and 1 s.
 	RetryMin time.Duration
 	RetryMax time.Duration
 
@@ -90,7 +90,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.StallTimeout, 3*time.Second)
 	setDefault(&c.PreferAfter, 5*time.Second)
 	setDefault(&c.RetryMin, 100*time.Millisecond)
-	setDefault(&c.RetryMax, 5*time.Second)
+	setDefault(&c.RetryMax, time.Second)
 	setDefault(&c.TailAnswerBytes, 1<<20)
 	setDefault(&c.TailAnswers, 8)
 	setDefault(&c.AppendQueueBytes, 64<<20)

@@ -101,6 +101,9 @@ type answeredRound struct {
 	began time.Duration
 }
 
+// readRoundTimeoutAway bounds, on top of a round trip, a round while the log is known to be away.
+const readRoundTimeoutAway = 250 * time.Millisecond
+
 // answeredMax bounds the rounds that wait to be applied. Any subset of them gives an age that is not too low.
 const answeredMax = 256
 
@@ -168,8 +171,9 @@ func (r *rounds) run() {
 			readers, ok, wake := r.core.start(now)
 			timeout := m.config.ReadRoundTimeout
 			if r.failed {
-				// The last one found no answer: readers are told soon.
-				timeout = min(timeout, m.config.FailFastAfter)
+				// The last one found no answer in all its time: the log is away, and readers are told at once, but for the
+				// time that an answer takes should it be back.
+				timeout = min(timeout, readRoundTimeoutAway)
 			}
 			r.mu.Unlock()
 			if !ok {
