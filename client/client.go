@@ -1,11 +1,12 @@
 // Package client is the Go SDK of logmirror's native API.
 //
 // A Client talks to the frontends of one region and fails over between them; calls are those of kv.v1, reached through
-// the generated clients it embeds. What this package adds is what every program needs around them: watches and lease
-// renewals that survive a lost connection (Watch, KeepAlive), and request ids that make a retried write safe.
+// the generated clients it embeds. What this package adds is what every program needs around them: watches, lease renewals
+// and streams of ids that survive a lost connection (Watch, KeepAlive, GenerateBlocks), request ids that make a retried write
+// safe (RequestID), and a write that is retried under one until it has an outcome (Once).
 //
-// A Client is safe for use by any number of goroutines. The SDK retries reads and streams, never a write by itself: a
-// write that failed with UNAVAILABLE may be sent again if it carries a request id.
+// A Client is safe for use by any number of goroutines. The SDK retries reads and streams, never a write outside of
+// Once: a write that failed with UNAVAILABLE may be sent again if it carries a request id.
 package client
 
 import (

@@ -142,14 +142,28 @@ func New(config Config) *Generator {
 		sequences: make(map[string]*sequence),
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
-	g.metrics = newMetrics(g.config.Registerer, g.config.Logger)
+	g.metrics = newMetrics()
 	g.nodes = map[statemachine.IDKind]*source{
 		statemachine.IDSnowflake: g.newSource("snowflake",
 			newNodeCore(statemachine.IDSnowflake, g.config.SnowflakeAhead, g.config.Window)),
 		statemachine.IDRaindrop: g.newSource("raindrop",
 			newNodeCore(statemachine.IDRaindrop, g.config.RaindropAhead, g.config.Window)),
 	}
+	for _, kind := range []statemachine.IDKind{statemachine.IDSnowflake, statemachine.IDRaindrop} {
+		s := g.nodes[kind]
+		g.metrics.observeNode(kind.String(), func() (number int64, left time.Duration, held bool) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.core.(*nodeCore).holding(s.generator.now())
+		})
+	}
+	g.metrics.register(g.config.Registerer, g.config.Logger)
 	return g
+}
+
+// now reads both clocks. A core must see readings in order: the lock of its source is held.
+func (g *Generator) now() reading {
+	return reading{wall: g.config.Wall().UnixNano(), elapsed: g.config.Clock()}
 }
 
 // Close ends the proposals under way and waits for them. Calls that wait get ErrClosed.
@@ -282,8 +296,7 @@ func (s *source) step(blocks []Block, left int64) step {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	config := &s.generator.config
-	// Both clocks are read under the lock, so that a core sees their readings in order.
-	now := reading{wall: config.Wall().UnixNano(), elapsed: config.Clock()}
+	now := s.generator.now()
 	result := step{changed: s.changed}
 	result.blocks, result.left, result.wait = s.core.take(now, left, blocks)
 	s.core.want(result.left)

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/statemachine"
@@ -104,6 +107,150 @@ func TestLogAway(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := next(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestNodesUsedUp: while other frontends hold every node number of a kind, who asks is told so, at once; when one of them has
+// gone, the next who asks gets its number, above all that it gave.
+func TestNodesUsedUp(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newFrontendLog(t)
+				command, _ := newNodeCore(kind, time.Second, time.Minute).propose()
+				for i := range kind.Layout().Nodes() {
+					if result, err := l.log.propose(l.log.open(uint64(100+i)), command); err != nil || result.Err != nil {
+						t.Fatal(i, result.Err, err)
+					}
+				}
+				g := start(t, l)
+				for range 2 {
+					began := time.Now()
+					if _, err := g.Next(t.Context(), kind, 1); !errors.Is(err, statemachine.ErrIDNodesUsedUp) || time.Since(began) != 0 {
+						t.Fatalf("%v after %v", err, time.Since(began))
+					}
+				}
+				l.set(func() { l.log.open(105) }) // restarts, which ends the session that held number 5
+				time.Sleep(2 * time.Minute)
+				blocks, err := g.Next(t.Context(), kind, 1)
+				if err != nil || Split(kind.Layout(), blocks[0].First).Node != 5 {
+					t.Fatalf("%+v, %v", blocks, err)
+				}
+				if last := untilOf(command); Split(kind.Layout(), blocks[0].First).Time <= last {
+					t.Errorf("%+v, where the number was granted up to %d before", Split(kind.Layout(), blocks[0].First), last)
+				}
+			})
+		})
+	}
+}
+
+func untilOf(command *commandv1.Command) int64 { return command.GetIdNodeGrant().GetUntil() }
+
+// TestFrozen: a generator that was frozen beyond its session, while another frontend took over its number, gives nothing of
+// the old grant when it wakes up but what is within it, and gets a number of its own again.
+func TestFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const kind = statemachine.IDRaindrop
+		l := newFrontendLog(t)
+		begin := time.Now()
+		elapsed := func() time.Duration { return time.Since(begin) }
+		wall := func() time.Time { return time.Unix(0, statemachine.IDEpoch).Add(elapsed()) }
+		frozen := New(Config{Log: l, Wall: wall, Clock: elapsed})
+		t.Cleanup(frozen.Close)
+		given := make(map[int64]string)
+		take := func(name string, g *Generator) {
+			t.Helper()
+			blocks, err := g.Next(t.Context(), kind, 100)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			for _, b := range blocks {
+				for id := b.First; id < b.First+b.Count; id++ {
+					if given[id] != "" {
+						t.Fatalf("%s gives %d, which %s gave", name, id, given[id])
+					}
+					given[id] = name
+				}
+			}
+		}
+		take("frozen", frozen)
+		// All other numbers are held, and its session ends while it is frozen: the number is the next one's.
+		command, _ := newNodeCore(kind, time.Second, time.Minute).propose()
+		for i := range kind.Layout().Nodes() - 1 {
+			if _, err := l.log.propose(l.log.open(uint64(100+i)), command); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.log.open(1)
+		other := &frontendLog{log: l.log, session: l.log.open(2)}
+		successor := New(Config{Log: other, Wall: wall, Clock: elapsed})
+		t.Cleanup(successor.Close)
+		time.Sleep(80 * time.Second) // past what the first was granted, so that the successor may use times after it
+		take("successor", successor)
+		if _, err := frozen.Next(t.Context(), kind, 100); !errors.Is(err, ErrUnavailable) && !errors.Is(err, statemachine.ErrIDNodesUsedUp) {
+			t.Fatalf("woken up: %v", err)
+		}
+		take("successor", successor)
+		l.log.open(103) // some frontend goes, and the woken one has a session again
+		l.set(func() { l.session = l.log.open(1) })
+		time.Sleep(80 * time.Second)
+		for range 3 {
+			take("woken up", frozen)
+			take("successor", successor)
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
+// TestMetrics: what operators see of a generator.
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		begin := time.Now()
+		config := Config{
+			Log: newFrontendLog(t), Clock: func() time.Duration { return time.Since(begin) }, Registerer: registry,
+		}
+		g := New(config)
+		seen := func() string {
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b strings.Builder
+			for _, family := range families {
+				for _, m := range family.GetMetric() {
+					fmt.Fprintf(&b, "%s{%s} %v\n", strings.TrimPrefix(family.GetName(), "logmirror_ids_"),
+						m.GetLabel()[0].GetValue(), m.GetGauge().GetValue()+m.GetCounter().GetValue())
+				}
+			}
+			return b.String()
+		}
+		if got := seen(); !strings.Contains(got, "node_number{snowflake} -1") || !strings.Contains(got, "granted_seconds{raindrop} 0") {
+			t.Errorf("before the first id:\n%s", got)
+		}
+		if _, err := g.Next(t.Context(), statemachine.IDRaindrop, 3); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Sequence(t.Context(), "x", 5); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		got := seen()
+		for _, want := range []string{
+			"generated_total{raindrop} 3", "generated_total{sequence} 5", "proposals_total{granted} 1",
+			"sequence_commands_total{granted} 1", "node_number{raindrop} 0", "node_number{snowflake} -1",
+			"granted_seconds{raindrop} 50",
+		} {
+			if !strings.Contains(got, want+"\n") {
+				t.Errorf("no %s in\n%s", want, got)
+			}
+		}
+		g.Close()
+		New(config).Close() // all of it can be registered again
+		if left := seen(); left != "" {
+			t.Errorf("after the end:\n%s", left)
 		}
 	})
 }

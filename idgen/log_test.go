@@ -72,6 +72,10 @@ func (l *testLog) propose(session uint64, command *commandv1.Command) (statemach
 	return applied.Results[0], nil
 }
 
+func resultOf(first, count int64) *statemachine.IDResult {
+	return &statemachine.IDResult{First: first, Count: count}
+}
+
 // frontendLog is the log as one frontend's Generator sees it.
 type frontendLog struct {
 	mu        sync.Mutex

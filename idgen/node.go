@@ -88,6 +88,15 @@ func (c *nodeCore) take(now reading, count int64, blocks []Block) (taken []Block
 	return blocks, count, wait
 }
 
+// holding returns the number that is held, and for how long ids can be given with it.
+func (c *nodeCore) holding(now reading) (number int64, left time.Duration, held bool) {
+	if !c.held {
+		return 0, 0, false
+	}
+	c.observe(now)
+	return c.node, time.Duration(max(c.until-max(c.unit(), c.time-1), 0)) * c.layout.Unit, true
+}
+
 // propose returns what to propose at the time last observed, if anything. Then decided must follow, whatever comes of it,
 // before the next call.
 func (c *nodeCore) propose() (*commandv1.Command, bool) {

@@ -144,12 +144,18 @@ func (w *world) decide(p *process) {
 }
 
 // TestNoIDTwice: many processes with clocks that step, stand still and leap; restarts, processes frozen in the middle of
-// anything, sessions that end, proposals whose outcome is unknown: no id is given twice, and each process's ids ascend. It
-// takes raindrops, whose numbers are few enough to run out.
+// anything, sessions that end, proposals whose outcome is unknown: no id is given twice, and each process's ids ascend. All
+// numbers but a few are held by others, so that these change hands all the time, and run out.
 func TestNoIDTwice(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.String(), func(t *testing.T) { testNoIDTwice(t, kind) })
+	}
+}
+
+func testNoIDTwice(t *testing.T, kind statemachine.IDKind) {
 	most := int64(0)
 	rapid.Check(t, func(rt *rapid.T) {
-		w := &world{t: rt, log: newTestLog(t), kind: statemachine.IDRaindrop, used: make(map[ID]int64)}
+		w := &world{t: rt, log: newTestLog(t), kind: kind, used: make(map[ID]int64)}
 		unit := int64(w.kind.Layout().Unit)
 		for i := range rapid.IntRange(2, 4).Draw(rt, "processes") {
 			p := &process{frontend: uint64(i + 1), wall: int64(w.log.logTime)}
