@@ -1,10 +1,13 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,9 +19,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
-
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/mirror"
 )
 
 // trimmed has a frontend's mirror build a checkpoint, and takes the log up to there away. Nobody is given the checkpoint
@@ -237,5 +240,53 @@ func TestStopWhileBootstrapping(t *testing.T) {
 	}
 	if err := eu.Err(); err != nil {
 		t.Errorf("ended with %v", err)
+	}
+}
+
+// TestAQuarantinedFrontendComesBack: damage that a scrub finds ends a life; the next one is built from the log and serves
+// what was written.
+func TestAQuarantinedFrontendComesBack(t *testing.T) {
+	c := newTestCluster(t)
+	data := t.TempDir()
+	server := c.frontend("us-1", "us", func(config *Config) {
+		config.DataDir = data
+		config.Mirror.ScrubInterval = 20 * time.Millisecond
+		config.Mirror.Image.Interval = 10 * time.Millisecond
+	})
+	ctx := testContext(t)
+	client := c.etcdClient(server)
+	const value = "a value that is found in the file"
+	if _, err := client.Put(ctx, "k", value); err != nil {
+		t.Fatal(err)
+	}
+	first := server.Mirror()
+	path := filepath.Join(data, "image")
+	eventually(t, "the value is damaged in the image", func() bool {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := bytes.Index(content, []byte(value))
+		if at < 0 {
+			_, err := client.Put(ctx, "other", "an entry, so that the image is written")
+			return err != nil
+		}
+		file, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if _, err := file.WriteAt([]byte{'A'}, int64(at)); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	})
+	eventually(t, "another life serves", func() bool { return server.Mirror() != first && server.NotReady() == nil })
+	got, err := client.Get(ctx, "k")
+	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != value {
+		t.Fatalf("after the quarantine: %v, %v", got, err)
+	}
+	if quarantined := (*mirror.QuarantineError)(nil); !errors.As(first.Err(), &quarantined) {
+		t.Errorf("the first life ended with %v", first.Err())
 	}
 }

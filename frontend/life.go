@@ -112,14 +112,14 @@ func (l *life) register() {
 func (s *Server) live(l *life) {
 	for {
 		served := s.serve(l.grpc)
-		again := s.follow(l)
-		if !again {
+		after := s.follow(l)
+		if after == afterNothing {
 			return // whoever stops the server ends the life
 		}
 		s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
 		l.stop()
 		<-served
-		if !s.rebuild() {
+		if after == afterBootstrap && !s.rebuild() {
 			return
 		}
 		next, err := s.newLife()
@@ -155,9 +155,20 @@ func (s *Server) serve(server *grpc.Server) (served chan struct{}) {
 	return served
 }
 
-// follow tells the health service what the mirror is up to until that ends. It returns true if the state has to be built
-// from a checkpoint, and otherwise ends the server with the mirror.
-func (s *Server) follow(l *life) (again bool) {
+// afterlife says what follows a life.
+type afterlife uint8
+
+const (
+	// afterNothing: the server ends.
+	afterNothing afterlife = iota
+	// afterBootstrap: the state is built from a checkpoint, and another life begins with it.
+	afterBootstrap
+	// afterQuarantine: another life begins without what this one had, from the log or else from a checkpoint.
+	afterQuarantine
+)
+
+// follow tells the health service what the mirror is up to until that ends, and says what is to follow.
+func (s *Server) follow(l *life) afterlife {
 	ready := l.mirror.Ready()
 	for {
 		select {
@@ -167,16 +178,20 @@ func (s *Server) follow(l *life) (again bool) {
 			s.logger.Info("serving", "name", s.config.Name, "region", s.config.Region, "address", s.config.Advertise)
 			s.readyOnce.Do(func() { close(s.ready) })
 		case <-l.mirror.Done():
+			quarantined := (*mirror.QuarantineError)(nil)
 			switch err := l.mirror.Err(); {
 			case s.ctx.Err() != nil:
 			case errors.Is(err, logclient.ErrTrimmed):
-				return true
+				return afterBootstrap
+			case errors.As(err, &quarantined):
+				s.logger.Error("the state is built anew", "reason", err)
+				return afterQuarantine
 			case !errors.Is(err, mirror.ErrStopped):
 				s.fail(err)
 			}
-			return false
+			return afterNothing
 		case <-s.ctx.Done():
-			return false
+			return afterNothing
 		}
 	}
 }
