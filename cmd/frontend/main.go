@@ -16,6 +16,7 @@ import (
 
 	"github.com/logmirror/logmirror/frontend"
 	"github.com/logmirror/logmirror/internal/flagfile"
+	"github.com/logmirror/logmirror/internal/heap"
 	"github.com/logmirror/logmirror/internal/observe"
 	"github.com/logmirror/logmirror/internal/tlsfiles"
 	"github.com/logmirror/logmirror/internal/version"
@@ -96,6 +97,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	heap.Pace()
 	registry := observe.NewRegistry()
 	config.Registerer = registry
 	if config.Listener, err = net.Listen("tcp", o.listen); err != nil {
