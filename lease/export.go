@@ -31,6 +31,7 @@ func (t *Table) Restore(info Info) error {
 		heapPosition:        -1,
 	}
 	t.leases[l.id] = l
+	t.ordered.add(l.id)
 	if info.Orphaned {
 		t.orphans.push(l)
 	} else {

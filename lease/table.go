@@ -114,6 +114,8 @@ type Table struct {
 	leases  map[int64]*lease
 	holders map[uint64]*holder
 	orphans orphanHeap
+	// ordered holds the ids of leases.
+	ordered orderedIDs
 	// digest is the sum of all rows' sums.
 	digest uint64
 }
@@ -145,13 +147,19 @@ func (t *Table) Info(id int64) (Info, bool) {
 }
 
 // All returns every lease, by id.
-func (t *Table) All() []Info {
-	all := make([]Info, 0, len(t.leases))
-	for _, l := range t.leases {
-		all = append(all, l.info())
-	}
-	slices.SortFunc(all, func(a, b Info) int { return compareInt64(a.ID, b.ID) })
-	return all
+func (t *Table) All() []Info { return t.Page(math.MinInt64, len(t.leases)) }
+
+// Page returns the leases whose ids are at or above first, by id, and at most limit of them.
+func (t *Table) Page(first int64, limit int) []Info {
+	page := make([]Info, 0, min(limit, len(t.leases)))
+	t.ordered.from(first, func(id int64) bool {
+		if len(page) == limit {
+			return false
+		}
+		page = append(page, t.leases[id].info())
+		return true
+	})
+	return page
 }
 
 // OwnedBy returns the number of leases that a session owns.
@@ -170,6 +178,7 @@ func (t *Table) Grant(id, ttlSeconds int64, session, index uint64) (Change, bool
 	}
 	l := &lease{id: id, ttlSeconds: ttlSeconds, ownerIndex: index, heapPosition: -1}
 	t.leases[id] = l
+	t.ordered.add(id)
 	t.link(l, t.holder(session))
 	t.changed(l)
 	return l.change(Granted), true
@@ -271,6 +280,7 @@ func (t *Table) Remove(id int64, kind ChangeKind) (Change, bool) {
 		t.orphans.remove(l)
 	}
 	delete(t.leases, id)
+	t.ordered.remove(id)
 	t.digest -= l.sum
 	return change, true
 }

@@ -1,6 +1,8 @@
 package statemachine
 
 import (
+	"math"
+
 	"github.com/logmirror/logmirror/lease"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
@@ -50,11 +52,28 @@ func (m *Machine) SizeBytes() int64 {
 	return m.space.Stats().LogicalBytes + int64(m.leases.Len())*leaseBytes
 }
 
-// Leases returns all leases, by id.
+// leasesPerPage bounds how many leases are copied while entries wait: some hundred microseconds.
+const leasesPerPage = 1024
+
+// Leases returns all leases, by id. They are read a page at a time, so that apply never waits for all of them: one that
+// comes or goes meanwhile may be among them or not.
 func (m *Machine) Leases() []lease.Info {
+	all := make([]lease.Info, 0, m.LeaseCount())
+	for first := int64(math.MinInt64); ; {
+		page := m.LeasesFrom(first, leasesPerPage)
+		all = append(all, page...)
+		if len(page) < leasesPerPage || page[len(page)-1].ID == math.MaxInt64 {
+			return all
+		}
+		first = page[len(page)-1].ID + 1
+	}
+}
+
+// LeasesFrom returns the leases whose ids are at or above first, by id, and at most limit of them.
+func (m *Machine) LeasesFrom(first int64, limit int) []lease.Info {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return m.leases.All()
+	return m.leases.Page(first, limit)
 }
 
 // LeaseCount returns the number of leases.

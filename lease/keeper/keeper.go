@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -40,7 +41,8 @@ type Mirror interface {
 // entry must not wait for the keeper while it makes them wait.
 type Leases interface {
 	Lease(id int64) (lease.Info, bool)
-	Leases() []lease.Info
+	// LeasesFrom returns the leases whose ids are at or above first, by id, and at most limit of them.
+	LeasesFrom(first int64, limit int) []lease.Info
 }
 
 // Config of a keeper.
@@ -231,23 +233,58 @@ func changeOf(c *lease.Change) change {
 // Each starts anew at TTL + S. Those that the keeper knows and the session does not own any more are given up. The
 // keeper does this by itself when the mirror holds another session than before; the caller does it after the state
 // was replaced by a checkpoint.
+//
+// The table is read a page at a time. What an entry changes behind the page that was read is told by Applied, as ever,
+// and what it changes before it is read.
 func (k *Keeper) Resume() {
+	session, first, more := k.resumePage(math.MinInt64)
+	for more {
+		_, first, more = k.resumePage(first)
+	}
+	k.giveUpOthers()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	session := k.moment().session
-	owned := make(map[int64]bool)
-	for _, in := range k.config.Leases.Leases() {
+	// If there is another session by now, its leases are taken up next.
+	k.resumed = max(k.resumed, session)
+}
+
+// resumePageSize bounds how many leases are looked at while Applied waits.
+const resumePageSize = 1024
+
+// resumePage takes up the leases of one page, and tells the session that it did so for and where the next page begins.
+func (k *Keeper) resumePage(first int64) (session uint64, next int64, more bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	session = k.moment().session
+	page := k.config.Leases.LeasesFrom(first, resumePageSize)
+	for _, in := range page {
 		if in.Owner != 0 && in.Owner == session {
 			k.takeUp(in)
-			owned[in.ID] = true
 		}
 	}
+	if len(page) < resumePageSize || page[len(page)-1].ID == math.MaxInt64 {
+		return session, 0, false
+	}
+	return session, page[len(page)-1].ID + 1, true
+}
+
+// giveUpOthers gives up the leases that the session does not own according to the table, letting Applied in between
+// times.
+func (k *Keeper) giveUpOthers() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	session, looked := k.moment().session, 0
 	for id := range k.core.records {
-		if !owned[id] {
+		if in, ok := k.config.Leases.Lease(id); !ok || in.Owner != session {
 			k.step(event{kind: eventChanged, change: change{kind: changeLost, id: id}})
 		}
+		if looked++; looked%resumePageSize == 0 {
+			// A record that comes or goes while the map is walked may be met or not; it is right already.
+			k.mu.Unlock()
+			k.mu.Lock()
+			session = k.moment().session
+		}
 	}
-	k.resumed = max(k.resumed, session)
 }
 
 // strange tells whether the mirror holds a session that the keeper has not taken the leases of.

@@ -68,10 +68,10 @@ func (m *fakeMirror) Lease(id int64) (lease.Info, bool) {
 	return m.table.Info(id)
 }
 
-func (m *fakeMirror) Leases() []lease.Info {
+func (m *fakeMirror) LeasesFrom(first int64, limit int) []lease.Info {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.table.All()
+	return m.table.Page(first, limit)
 }
 
 func (m *fakeMirror) Propose(ctx context.Context, c *commandv1.Command) (statemachine.Result, error) {
@@ -343,6 +343,32 @@ func TestOrphanEndsByLogTime(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if left, granted, err := k.TimeToLive(t.Context(), 1); left != 4*time.Second || granted != 5*time.Second || err != nil {
 			t.Fatalf("TimeToLive = %v, %v, %v", left, granted, err)
+		}
+	})
+}
+
+// A table of several pages: what the session owns is taken up wherever it stands, and given up where it lost it.
+func TestResumeReadsATableOfManyPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, k := newFakeMirror(t, nil)
+		const count = 3*resumePageSize + 7
+		m.mu.Lock()
+		for id := int64(1); id <= count; id++ {
+			m.table.Grant(id, 60, fakeSession+uint64(id%2), uint64(id))
+		}
+		m.mu.Unlock()
+		k.Resume()
+		if got := k.Stats().Leases; got != count/2 {
+			t.Fatalf("%d leases taken up, want %d", got, count/2)
+		}
+		m.mu.Lock()
+		for id := int64(2); id <= count; id += 4 {
+			m.table.Adopt(id, fakeSession+1, count+1, time.Second)
+		}
+		m.mu.Unlock()
+		k.Resume()
+		if got := k.Stats().Leases; got != count/4 {
+			t.Fatalf("%d leases left, want %d", got, count/4)
 		}
 	})
 }
