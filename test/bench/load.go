@@ -31,6 +31,7 @@ type row struct {
 // workerOptions is what one client of a row's load has: a connection that it may share, and a number of its own.
 type workerOptions struct {
 	client *clientv3.Client
+	other  *clientv3.Client // connected to another endpoint, where the row has connections to several
 	number int
 	keys   int // preloaded
 }
@@ -56,6 +57,8 @@ func rows() []row {
 		{"get-serializable", "serializable get", 100, 1000, getWorker(clientv3.WithSerializable())},
 		{"range", "range of 1,000 keys, 10 clients", 10, 10, rangeWorker},
 		{"lease-keepalive", "lease keep-alive, spread", 100, 1000, keepAliveWorker},
+		{"lease-keepalive-away", "lease keep-alive, not at the leader and not where it was granted", 100, 1000, keepAliveAwayWorker},
+		{"lease-grant", "lease grant, 10 connections / 100 clients", 10, 100, grantWorker},
 	}, append(watchRows(), row{name: largeRow, title: "a server that holds many keys"}, row{name: wanRow, title: "across regions"})...)
 }
 
@@ -115,16 +118,50 @@ func rangeWorker(_ context.Context, w workerOptions) (func(context.Context) erro
 // keepAliveWorker renews a lease of its own over a stream of its own, one message at a time: the client library's own
 // keeper would pace them.
 func keepAliveWorker(ctx context.Context, w workerOptions) (func(context.Context) error, error) {
-	granted, err := w.client.Grant(ctx, 600)
+	return renewer(ctx, w.client, w.client)
+}
+
+// keepAliveAwayWorker renews through another endpoint than the lease was granted at, and not through etcd's leader, which
+// is where a member sends renewals on to. No frontend of logmirror leads.
+func keepAliveAwayWorker(ctx context.Context, w workerOptions) (func(context.Context) error, error) {
+	status, err := w.client.Status(ctx, w.client.Endpoints()[0])
 	if err != nil {
 		return nil, err
 	}
-	stream, err := pb.NewLeaseClient(w.client.ActiveConnection()).LeaseKeepAlive(w.client.Ctx())
+	if status.Leader == status.Header.MemberId {
+		return renewer(ctx, w.client, w.other)
+	}
+	return renewer(ctx, w.other, w.client)
+}
+
+func grantWorker(_ context.Context, w workerOptions) (func(context.Context) error, error) {
+	return func(ctx context.Context) error {
+		_, err := w.client.Grant(ctx, leaseSeconds)
+		return err
+	}, nil
+}
+
+// otherEndpoint returns a connection to another endpoint than that of connection i, which is the one at i modulo endpoints.
+func otherEndpoint(i, endpoints, connections int) int {
+	return min(i/endpoints*endpoints+(i+1)%endpoints, connections-1)
+}
+
+// leaseSeconds is long enough for no lease to end while other rows are measured.
+const leaseSeconds = 3600
+
+// renewer grants a lease through one client and renews it through another. The first renewal is not measured: with
+// logmirror it moves the lease.
+func renewer(ctx context.Context, granter, client *clientv3.Client) (func(context.Context) error, error) {
+	granted, err := granter.Grant(ctx, leaseSeconds)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := pb.NewLeaseClient(client.ActiveConnection()).LeaseKeepAlive(client.Ctx())
 	if err != nil {
 		return nil, err
 	}
 	request := &pb.LeaseKeepAliveRequest{ID: int64(granted.ID)}
-	return func(context.Context) error {
+	renew := func(context.Context) error {
 		if err := stream.Send(request); err != nil {
 			return err
 		}
@@ -133,7 +170,8 @@ func keepAliveWorker(ctx context.Context, w workerOptions) (func(context.Context
 			return errors.New("a lease that is renewed has expired")
 		}
 		return err
-	}, nil
+	}
+	return renew, renew(ctx)
 }
 
 // preload writes the keys that reads find and puts overwrite.
@@ -201,7 +239,10 @@ func drive(ctx context.Context, s *system, r row, keys int, duration time.Durati
 	var preparing sync.WaitGroup
 	for i := range operations {
 		preparing.Go(func() {
-			operations[i], prepared[i] = r.worker(ctx, workerOptions{client: clients[i%len(clients)], number: i, keys: keys})
+			operations[i], prepared[i] = r.worker(ctx, workerOptions{
+				client: clients[i%len(clients)], other: clients[otherEndpoint(i%len(clients), len(s.endpoints), len(clients))],
+				number: i, keys: keys,
+			})
 		})
 	}
 	preparing.Wait()
