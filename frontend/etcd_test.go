@@ -282,6 +282,44 @@ func TestEtcdLeases(t *testing.T) {
 	}
 }
 
+// What is wrong with a grant is said as etcd says it: an id that is taken, a TTL that is too large. A TTL at or below zero
+// is raised to the least.
+func TestEtcdLeaseGrants(t *testing.T) {
+	c := newTestCluster(t)
+	raw, ctx := pb.NewLeaseClient(c.connection(c.frontend("us-1", "us"))), testContext(t)
+	for _, grant := range []struct {
+		id, ttl, granted int64
+		err              error
+	}{
+		{0, 60, 60, nil},
+		{7, 60, 60, nil},
+		{7, 60, 0, rpctypes.ErrGRPCLeaseExist},
+		{-7, 60, 60, nil},
+		{8, 0, 2, nil},
+		{9, -1, 2, nil},
+		{10, 1, 2, nil},
+		{11, 9_000_000_000, 9_000_000_000, nil},
+		{12, 9_000_000_001, 0, rpctypes.ErrGRPCLeaseTTLTooLarge},
+	} {
+		granted, err := raw.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: grant.id, TTL: grant.ttl})
+		switch {
+		case status.Convert(err).String() != status.Convert(grant.err).String():
+			t.Errorf("grant %d for %d s: %v, want %v", grant.id, grant.ttl, err, grant.err)
+		case err == nil && (granted.TTL != grant.granted || (grant.id != 0 && granted.ID != grant.id) || granted.ID == 0):
+			t.Errorf("grant %d for %d s: %v", grant.id, grant.ttl, granted)
+		}
+	}
+	for _, revoke := range []struct {
+		id  int64
+		err error
+	}{{0, rpctypes.ErrGRPCLeaseNotFound}, {99, rpctypes.ErrGRPCLeaseNotFound}, {-7, nil}} {
+		if _, err := raw.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: revoke.id}); status.Convert(err).String() !=
+			status.Convert(revoke.err).String() {
+			t.Errorf("revoke %d: %v, want %v", revoke.id, err, revoke.err)
+		}
+	}
+}
+
 func TestEtcdClusterAndMaintenance(t *testing.T) {
 	c := newTestCluster(t)
 	us, eu := c.frontend("us-1", "us"), c.frontend("eu-1", "eu")

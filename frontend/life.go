@@ -89,6 +89,7 @@ func (l *life) newObservers(machine *statemachine.Machine, m *mirror.Mirror) []m
 		Clock: s.config.Clock, AskOwner: l.askOwner,
 		Logger: s.logger, Registerer: l.registerer(),
 	})
+	l.registerLeases(machine)
 	return []mirror.Observer{l.region, l.hub, l.keeper}
 }
 
