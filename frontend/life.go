@@ -118,7 +118,11 @@ func (s *Server) live(l *life) {
 			return // whoever stops the server ends the life
 		}
 		s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
-		l.stop()
+		if after == afterQuarantine {
+			l.kill() // nothing more is answered from this state
+		} else {
+			l.stop()
+		}
 		<-served
 		if after == afterBootstrap && !s.rebuild() {
 			return

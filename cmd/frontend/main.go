@@ -41,6 +41,7 @@ type options struct {
 	maxRequestBytes, maxTxnOperations        int
 	readyMaxAge                              time.Duration
 	checkpointRate, bootstrapRate            int
+	scrubInterval                            time.Duration
 	insecure                                 bool
 	logLevel                                 string
 	tls, peerTLS                             tlsfiles.Files
@@ -77,6 +78,8 @@ func newCommand() *cobra.Command {
 	flags.DurationVar(&o.readyMaxAge, "ready-max-age", 10*time.Second,
 		"how old the state may be at most when this frontend begins to serve after a start or a bootstrap")
 	flags.IntVar(&o.checkpointRate, "checkpoint-rate", 32<<20, "how fast a checkpoint is made and uploaded at most, in `bytes` per second")
+	flags.DurationVar(&o.scrubInterval, "scrub-interval", 10*time.Minute,
+		"how often memory and image are checked for damage; a tenth of a processor at most")
 	flags.IntVar(&o.bootstrapRate, "bootstrap-rate", 64<<20, "how fast a checkpoint is downloaded at most, in `bytes` per second")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
 	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
@@ -151,10 +154,11 @@ func (o options) config(logger *slog.Logger) (c frontend.Config, err error) {
 	if o.maxRequestBytes <= 0 || o.maxTxnOperations <= 0 {
 		return c, errors.New("--max-request-bytes and --max-txn-ops must be above zero")
 	}
-	if o.readyMaxAge <= 0 || o.checkpointRate <= 0 || o.bootstrapRate <= 0 {
-		return c, errors.New("--ready-max-age, --checkpoint-rate and --bootstrap-rate must be above zero")
+	if o.readyMaxAge <= 0 || o.checkpointRate <= 0 || o.bootstrapRate <= 0 || o.scrubInterval <= 0 {
+		return c, errors.New("--ready-max-age, --scrub-interval, --checkpoint-rate and --bootstrap-rate must be above zero")
 	}
 	c.Mirror.ReadyAgeMax = o.readyMaxAge
+	c.Mirror.ScrubInterval = o.scrubInterval
 	c.Mirror.CheckpointBytesPerSecond, c.Mirror.BootstrapBytesPerSecond = o.checkpointRate, o.bootstrapRate
 	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-")); err != nil {
 		return c, err
