@@ -102,6 +102,13 @@ func (m *Member) applyEnvelope(e *raftpb.Entry, h envelopeHeader) {
 	m.record.stamp = max(m.record.stamp, h.stamp)
 	var digest uint64
 	switch h.kind {
+	case logv1.EntryKind_ENTRY_KIND_GENESIS:
+		// A member that starts between its publication and its application may publish it from the disk, unread.
+		if m.record.clusterID == 0 {
+			m.applied = max(m.applied, e.GetIndex())
+			m.learnCluster(h)
+		}
+		return
 	case logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST:
 		var err error
 		if digest, err = m.log.storage.Digest(e.GetIndex()); err != nil {

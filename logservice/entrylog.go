@@ -30,6 +30,8 @@ type entryLog struct {
 	stable    uint64
 	published uint64
 	bytes     int
+	// restoring is set from restore to installed: what lies between storage's end and memory is nowhere then.
+	restoring bool
 	// snapshot makes a snapshot of the log.
 	snapshot func() (*raftpb.Snapshot, error)
 	// failure is the first error of storage, after which raft can't be used any more.
@@ -120,7 +122,7 @@ func (l *entryLog) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 	if lo < l.storage.FirstIndex() {
 		return nil, raft.ErrCompacted
 	}
-	if hi > l.last+1 {
+	if hi > l.last+1 || l.restoring && lo < l.firstInMemory() {
 		return nil, raft.ErrUnavailable
 	}
 	if first := l.firstInMemory(); lo < first {
@@ -150,6 +152,8 @@ func (l *entryLog) Term(index uint64) (uint64, error) {
 		return 0, raft.ErrUnavailable
 	case index >= l.firstInMemory():
 		return l.entries[index-l.firstInMemory()].GetTerm(), nil
+	case l.restoring:
+		return 0, raft.ErrUnavailable
 	}
 	term, err := l.storage.Term(index)
 	if errors.Is(err, errTrimmed) {
@@ -173,13 +177,14 @@ func (l *entryLog) Snapshot() (*raftpb.Snapshot, error) { return l.snapshot() }
 // restore begins the log anew after an index that is not in storage yet.
 func (l *entryLog) restore(index uint64) {
 	clear(l.entries)
-	l.entries, l.bytes, l.last = nil, 0, index
+	l.entries, l.bytes, l.last, l.restoring = nil, 0, index, true
 	// What is on the disk up to there stays there, or is replaced by what others have: it is no less durable.
 	l.stable = min(l.stable, index)
 }
 
 // installed says that storage has the log after a snapshot, all of it up to index.
 func (l *entryLog) installed(index uint64) {
+	l.restoring = false
 	l.stable = max(l.stable, index)
 	l.published = max(l.published, index)
 }

@@ -55,6 +55,9 @@ type simChecker struct {
 	leaders    map[uint64]uint64
 	rounds     []simRound
 	newestConf uint64
+	// sealed are the checkpoints that were published as sealed; lastBefore is the end of the log before a step.
+	sealed     map[CheckpointName]bool
+	lastBefore uint64
 }
 
 type simEntry struct {
@@ -81,7 +84,8 @@ const simRoundTimeoutTicks = 100
 
 func newSimChecker(s *simulation, checks simChecks) simChecker {
 	return simChecker{s: s, checks: checks, asked: map[uint64]simQuestion{}, rejected: map[[2]uint64]bool{},
-		settled: map[[2]uint64]bool{}, leaders: map[uint64]uint64{}}
+		settled: map[[2]uint64]bool{}, leaders: map[uint64]uint64{},
+		sealed: map[CheckpointName]bool{}}
 }
 
 func (c *simChecker) highest() uint64 { return uint64(len(c.agreed)) }
@@ -92,11 +96,13 @@ func (c *simChecker) asks(token uint64) { c.asked[token] = simQuestion{c.s.now, 
 func (c *simChecker) started(n *simNode) {
 	n.published = n.member.log.storage.FirstIndex() - 1
 	n.leaderOf, n.confIndex = 0, n.member.record.confIndex
+	c.covered(n, "starting")
 	c.publishes(n, nil, n.member.log.published)
 }
 
 // before remembers what a step may take away.
 func (c *simChecker) before(n *simNode) {
+	c.lastBefore = n.member.log.last
 	c.rounds = c.rounds[:0]
 	for _, r := range n.member.rounds.flying {
 		c.rounds = append(c.rounds, simRound{r, r.tokens})
@@ -115,7 +121,7 @@ func (c *simChecker) after(n *simNode, effects *Effects) {
 		return
 	}
 	c.publishes(n, effects.Entries, effects.Published)
-	if n.published > 0 && n.published >= n.member.log.storage.FirstIndex() {
+	if n.published > 0 && n.published >= n.member.log.storage.FirstIndex() && !n.member.log.restoring {
 		if term, err := n.member.log.Term(n.published); err != nil || term != c.agreed[n.published-1].term {
 			s.errorf("node %d: published entry %d of term %d was replaced by one of term %d (%v)", n.index, n.published,
 				c.agreed[n.published-1].term, term, err)
@@ -129,6 +135,7 @@ func (c *simChecker) after(n *simNode, effects *Effects) {
 	}
 	c.configuration(n)
 	c.leadership(n)
+	c.seals(n)
 	c.durable(n, effects.Durable)
 	for _, f := range effects.Frames {
 		c.sends(n, f.Frame.GetRaftMessage())
@@ -159,6 +166,14 @@ func (c *simChecker) publishes(n *simNode, entries []*raftpb.Entry, upTo uint64)
 		c.s.errorf("node %d tells of %d entries from %d on, up to %d, after %d", n.index, len(entries), entries[0].GetIndex(),
 			upTo, n.published)
 		return
+	}
+	if begin := n.storage.FirstIndex() - 1; n.published < begin && upTo >= begin {
+		// A snapshot: what is below the checkpoint is in the checkpoint.
+		if begin > c.highest() {
+			c.s.errorf("node %d: its log begins after %d, nobody has published that", n.index, begin)
+			return
+		}
+		n.published = begin
 	}
 	for n.published < upTo && c.s.failure == "" {
 		if next := n.published + 1; next >= first {
@@ -222,6 +237,7 @@ func (c *simChecker) first(n *simNode, e *raftpb.Entry) {
 		if before != 0 && (h.stamp < before || h.stamp-before > uint64(MaxLogTimeAdvance)) {
 			c.s.errorf("log time goes from %d to %d at %d", before, h.stamp, e.GetIndex())
 		}
+		c.noted(e.GetIndex(), h)
 		if key := [2]uint64{h.session, h.seq}; h.seq != 0 {
 			if c.settled[key] = true; c.rejected[key] {
 				c.s.errorf("proposal %d of session %d was rejected and is entry %d", h.seq, h.session, e.GetIndex())
@@ -244,7 +260,9 @@ func (c *simChecker) rejects(n *simNode, r *logv1.AppendRejection) {
 func (c *simChecker) onDisks(n *simNode, e *raftpb.Entry) {
 	holders := map[uint64]bool{}
 	for _, o := range c.s.nodes {
-		if o.storage.LastIndex() >= e.GetIndex() {
+		if o.storage.FirstIndex() > e.GetIndex() {
+			holders[o.id] = true // in its checkpoint
+		} else if o.storage.LastIndex() >= e.GetIndex() {
 			if term, err := o.storage.Term(e.GetIndex()); err == nil {
 				holders[o.id] = term == e.GetTerm()
 			}
@@ -365,7 +383,7 @@ func (c *simChecker) leadership(n *simNode) {
 
 // durable checks that the log, as it is now, is on the disk as far as a member says.
 func (c *simChecker) durable(n *simNode, index uint64) {
-	if c.checks != checkAll || index < n.storage.FirstIndex() {
+	if c.checks != checkAll || index < n.storage.FirstIndex() || n.member.log.restoring {
 		return
 	}
 	mine, err := n.member.log.Term(index)

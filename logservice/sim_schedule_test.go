@@ -16,6 +16,8 @@ type simProfile struct {
 	// every is the longest time between two faults.
 	every  time.Duration
 	faults []simFault
+	// checkpoints says that logs are kept so short that checkpoints and snapshots come all the time.
+	checkpoints bool
 }
 
 type simFault struct {
@@ -25,21 +27,24 @@ type simFault struct {
 
 // simProfiles are taken in turn: seed n has profile n modulo their number.
 var simProfiles = []simProfile{
-	{"everything", 250 * time.Millisecond, []simFault{
+	{name: "everything", every: 250 * time.Millisecond, faults: []simFault{
 		{4, crashOne}, {3, cutSome}, {2, healLinks}, {2, pauseOne}, {2, transferLeadership}, {1, campaignOne},
 		{2, skewClock}, {2, reconfigure}, {1, fillDisk}, {2, dropFrames}}},
-	{"configurations", 200 * time.Millisecond, []simFault{
+	{name: "configurations", every: 200 * time.Millisecond, faults: []simFault{
 		{8, reconfigure}, {2, crashOne}, {2, cutSome}, {2, healLinks}, {1, pauseOne}, {1, transferLeadership}, {1, dropFrames}}},
-	{"halves", 400 * time.Millisecond, []simFault{
+	{name: "halves", every: 400 * time.Millisecond, faults: []simFault{
 		{6, partHalves}, {1, reconfigure}, {1, crashOne}, {1, healLinks}}},
-	{"two leaders", 400 * time.Millisecond, []simFault{
+	{name: "two leaders", every: 400 * time.Millisecond, faults: []simFault{
 		{6, twoLeaders}, {1, crashOne}, {1, reconfigure}, {1, skewClock}, {1, healLinks}}},
-	{"crashes", 120 * time.Millisecond, []simFault{
+	{name: "crashes", every: 120 * time.Millisecond, faults: []simFault{
 		{6, crashOne}, {3, crashBriefly}, {2, crashAll}, {2, fillDisk}, {2, cutSome}, {3, healLinks}, {1, reconfigure}, {1, dropFrames}}},
-	{"laggards", 300 * time.Millisecond, []simFault{
+	{name: "laggards", every: 300 * time.Millisecond, faults: []simFault{
 		{5, leaveBehind}, {2, reconfigure}, {1, crashOne}, {1, healLinks}}},
-	{"split votes", 250 * time.Millisecond, []simFault{
+	{name: "split votes", every: 250 * time.Millisecond, faults: []simFault{
 		{5, orphans}, {2, cutSome}, {2, healLinks}, {2, crashOne}, {1, reconfigure}, {1, transferLeadership}}},
+	{name: "checkpoints", every: 350 * time.Millisecond, checkpoints: true, faults: []simFault{
+		{6, keepAway}, {3, crashOne}, {2, reconfigure}, {1, crashBriefly}, {1, crashAll}, {2, healLinks},
+		{1, cutSome}, {1, transferLeadership}, {1, fillDisk}, {1, dropFrames}, {1, askForCheckpoint}, {1, pauseOne}}},
 }
 
 func profileOf(seed uint64) simProfile { return simProfiles[seed%uint64(len(simProfiles))] }
@@ -54,6 +59,9 @@ func simulate(seed uint64, checks simChecks) *simulation {
 	s.after(0, s.work)
 	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
 	s.run(simTroubled)
+	if s.profile.checkpoints {
+		s.run(simTroubled) // there is more to do
+	}
 	s.settle()
 	return s
 }

@@ -34,6 +34,9 @@ func (c simCounts) add(kind string) { c[kind]++ }
 // reaches nothing proves nothing.
 var simFloors = map[string]int{
 	"campaign":                       40,
+	"checkpoint fetched":             200,
+	"checkpoint request":             300,
+	"checkpoint sealed":              100,
 	"clock jump":                     50,
 	"clock rate":                     100,
 	"configuration applied":          5000,
@@ -42,6 +45,8 @@ var simFloors = map[string]int{
 	"crash":                          2000,
 	"crash after the write":          100,
 	"crash for a moment":             300,
+	"crash in a snapshot":            5,
+	"crash in an install":            1,
 	"crash of a leader":              600,
 	"crash of all":                   100,
 	"crash that loses a write":       100,
@@ -67,11 +72,16 @@ var simFloors = map[string]int{
 	"round by the nearest majority":  20000,
 	"round in a joint configuration": 2000,
 	"round of a member behind by configurations": 300,
-	"slow write":  3000,
-	"transfer":    200,
-	"two leaders": 300,
-	"vote":        2000,
-	"unsent":      700,
+	"snapshot installed":                         15,
+	"staging that failed":                        1,
+	"trim":                                       200,
+	"upload":                                     300,
+	"wrong checkpoint":                           30,
+	"slow write":                                 3000,
+	"transfer":                                   200,
+	"two leaders":                                300,
+	"vote":                                       2000,
+	"unsent":                                     700,
 }
 
 // TestSimulation runs -simulate.seeds schedules from -simulate.from on, on all processors.

@@ -45,6 +45,9 @@ type simulation struct {
 	checker  simChecker
 	failure  string
 	nextWork uint64
+	// offers are the uploads that wait for an answer.
+	offers    map[uint64]func(OfferResult)
+	nextOffer uint64
 }
 
 // simNode is a machine with its disk and clock, and the member that runs on it, if one does.
@@ -61,6 +64,10 @@ type simNode struct {
 	deferred []Event
 	writing  *Group
 	noSpace  bool
+	// held are the checkpoints on the disk. staged is what a snapshot needs, installing does an install that is under way.
+	held       map[CheckpointName]bool
+	staged     *simStaged
+	installing func()
 	// The member's clock shows clockNow at clockAt, and runs at rate.
 	clockAt  time.Duration
 	clockNow time.Time
@@ -84,7 +91,7 @@ var simStart = time.Unix(1_000_000, 0)
 
 func newSimulation(seed uint64, publication Publication, profile simProfile, checks simChecks) *simulation {
 	s := &simulation{seed: seed, random: rand.New(rand.NewPCG(seed, uint64(publication))), publication: publication,
-		profile: profile, counts: simCounts{}}
+		profile: profile, counts: simCounts{}, offers: map[uint64]func(OfferResult){}}
 	voters := 3
 	if s.random.IntN(3) == 0 {
 		voters = 5
@@ -111,7 +118,7 @@ func newSimulation(seed uint64, publication Publication, profile simProfile, che
 		return s
 	}
 	for i := range count {
-		n := &simNode{s: s, index: i, storage: &memoryStorage{membership: record}, rate: 1,
+		n := &simNode{s: s, index: i, storage: &memoryStorage{membership: record}, held: map[CheckpointName]bool{}, rate: 1,
 			clockNow: simStart.Add(time.Duration(s.random.Int64N(int64(time.Hour))))}
 		if n.id = uint64(1000 + i); i < voters {
 			n.id = id(initial[i].Name)
@@ -231,17 +238,20 @@ func (n *simNode) setClock(jump time.Duration, rate float64) {
 }
 
 func (n *simNode) start() {
-	m, err := NewMember(MemberConfig{ID: n.id, Region: "r", Storage: n.storage,
+	config := MemberConfig{ID: n.id, Region: "r", Storage: n.storage,
 		Nonce: n.s.random.Uint64() >> 1, ClusterID: n.s.random.Uint64() | 1, Publication: n.s.publication,
 		HeartbeatTicks: 2, ElectionTicks: 8, StaggerTicks: 2, StallTicks: 6, NoSpaceRetryTicks: 5,
 		RoundRetryTicks: 5, RoundTimeoutTicks: simRoundTimeoutTicks,
-		MaxMemoryBytes: 400, RecordInterval: 20, MaxGroupBytes: 400, MaxMessageBytes: 300})
+		MaxMemoryBytes: 400, RecordInterval: 20, MaxGroupBytes: 400, MaxMessageBytes: 300}
+	n.checkpointConfig(&config)
+	m, err := NewMember(config)
 	if err != nil {
 		n.s.errorf("node %d does not start: %v", n.index, err)
 		return
 	}
 	n.member = m
 	n.s.checker.started(n)
+	n.step(HeldCheckpoints{n.heldList()})
 }
 
 func (n *simNode) tickLater() {
@@ -284,6 +294,10 @@ func (n *simNode) step(events ...Event) {
 	if effects.Append != nil {
 		n.write(effects.Append)
 	}
+	if effects.Install != nil {
+		n.install(effects.Install)
+	}
+	n.performCheckpoints(&effects)
 	for _, f := range effects.Frames {
 		n.s.send(n, f)
 	}
@@ -415,7 +429,13 @@ func (n *simNode) crash() {
 			n.s.counts.add("crash that loses a write")
 		}
 	}
-	n.writing, n.noSpace = nil, false
+	if n.installing != nil {
+		n.s.counts.add("crash in an install")
+		if n.s.one(2) {
+			n.installing()
+		}
+	}
+	n.writing, n.noSpace, n.installing, n.staged = nil, false, nil, nil
 }
 
 // crashFor restarts the process after a while.

@@ -20,7 +20,7 @@ type memoryStorage struct {
 }
 
 // extentEntries is how many entries of a memoryStorage are trimmed together.
-const extentEntries = 16
+const extentEntries = 8
 
 func (s *memoryStorage) HardState() HardState {
 	s.mu.Lock()
