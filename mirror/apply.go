@@ -56,7 +56,7 @@ func (a *applier) apply(entry *logclient.Entry) error {
 		return fmt.Errorf("entry %d cannot be applied: %w", entry.Index, err)
 	}
 	if entry.Kind == logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST {
-		a.checkpoints.requested(entry, applied, a.translator.session)
+		a.checkpoints.requested(entry, applied)
 	}
 	a.logTime = applied.LogTime
 	for _, observer := range a.observers {

@@ -69,10 +69,12 @@ func closedChannel() chan struct{} {
 	return c
 }
 
-// requested looks whether an applied CHECKPOINT_REQUEST asks the session given, and begins if it does: the state is pinned
-// before it returns, so that what is built is the state after exactly this entry.
-func (c *checkpoints) requested(entry *logclient.Entry, applied *statemachine.Applied, session uint64) {
+// requested looks whether an applied CHECKPOINT_REQUEST asks this incarnation's session, and begins if it does: the state
+// is pinned before it returns, so that what is built is the state after exactly this entry.
+func (c *checkpoints) requested(entry *logclient.Entry, applied *statemachine.Applied) {
 	m := c.mirror
+	// Zero until this incarnation's Open was applied: what an earlier one was asked for is of no interest any more.
+	session := m.session.identity().Session
 	request := &logv1.CheckpointRequest{}
 	if err := proto.Unmarshal(entry.Envelope.GetPayload(), request); err != nil {
 		m.config.Logger.Warn("a request for a checkpoint cannot be read", "index", entry.Index, "error", err)

@@ -205,6 +205,9 @@ func (c *Cluster) startMember(p *part[*logservice.Server], first *reserved,
 		Version:       version.String(),
 		Logger:        c.config.Logger.With("process", p.name),
 	}
+	if c.config.Member != nil {
+		c.config.Member(&config)
+	}
 	if err := begin(&config); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
@@ -297,7 +300,7 @@ func (c *Cluster) startFrontend(p *part[*frontend.Server], first *reserved, log 
 	if err != nil {
 		return nil, err
 	}
-	server, err := frontend.Start(frontend.Config{
+	config := frontend.Config{
 		Name: p.name, Region: p.region, Advertise: p.address,
 		DataDir:               c.dir.frontend(p.name),
 		Listener:              listener,
@@ -306,7 +309,11 @@ func (c *Cluster) startFrontend(p *part[*frontend.Server], first *reserved, log 
 		WatchProgressInterval: c.config.WatchProgressInterval,
 		Clock:                 c.clockOf(p.name),
 		Logger:                c.config.Logger.With("process", p.name),
-	})
+	}
+	if c.config.Frontend != nil {
+		c.config.Frontend(&config)
+	}
+	server, err := frontend.Start(config)
 	if err != nil {
 		_ = listener.Close() // may be closed already
 		return nil, err

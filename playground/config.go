@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/logmirror/logmirror/frontend"
 	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/internal/wan"
 	"github.com/logmirror/logmirror/logservice"
@@ -49,6 +50,10 @@ type Config struct {
 	// ProcessClock, where it is given, returns the clock of one process by its name, as Clock is: so that clocks can drift
 	// apart and jump. A log member counts the log's time by its own.
 	ProcessClock func(name string) func() time.Duration
+	// Member and Frontend, where they are given, may change what a process is started with: limits, mostly. Names, places
+	// and connections are the cluster's.
+	Member   func(*logservice.Config)
+	Frontend func(*frontend.Config)
 	// Seed decides which packets are lost where links lose any.
 	Seed uint64
 	// Logger takes what the parts have to say; nil discards it.
