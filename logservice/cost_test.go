@@ -172,3 +172,30 @@ func TestProposalsWaitForTheGroupBefore(t *testing.T) {
 		t.Errorf("%d messages after a proposal that fills one, want 6", got)
 	}
 }
+
+// TestBatchAllocations holds what a member that leads allocates for a batch, from the proposal to its publication: raft's
+// own messages are most of it.
+func TestBatchAllocations(t *testing.T) {
+	s := newSoleMember(t, nil)
+	s.step(Campaign{})
+	payload := make([]byte, 500)
+	seq, published := uint64(0), s.m.State().Published
+	allocations := testing.AllocsPerRun(1000, func() {
+		seq++
+		published++
+		effects := s.m.Step(s.now, Propose{Stream: 1, Proposal: &logv1.Proposal{
+			Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: 1, Seq: seq, Payload: payload}})
+		if effects.Append == nil {
+			t.Fatal("nothing is written")
+		}
+		if err := s.storage.write(*effects.Append); err != nil {
+			t.Fatal(err)
+		}
+		if effects = s.m.Step(s.now, StorageDone{}); effects.Published != published {
+			t.Fatalf("%d is published, want %d", effects.Published, published)
+		}
+	})
+	if allocations > 72 {
+		t.Errorf("%v allocations for a batch", allocations)
+	}
+}

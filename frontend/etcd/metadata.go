@@ -62,23 +62,15 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 	default:
 		return c, badMetadata(ConsistencyKey, value, errors.New(`want "serializable" or "linearizable"`))
 	}
-	for _, number := range []struct {
-		key string
-		set func(int64)
-	}{
-		{MinRevisionKey, func(n int64) { c.MinRevision = n }},
-		{MaxStalenessKey, func(n int64) { c.MaxStaleness = milliseconds(n) }},
-	} {
-		value := asked(ctx, number.key)
-		if value == "" {
-			continue
-		}
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || n < 0 {
-			return c, badMetadata(number.key, value, errors.New("want a number that is not negative"))
-		}
-		number.set(n)
+	var err error
+	if c.MinRevision, err = askedNumber(ctx, MinRevisionKey); err != nil {
+		return c, err
 	}
+	staleness, err := askedNumber(ctx, MaxStalenessKey)
+	if err != nil {
+		return c, err
+	}
+	c.MaxStaleness = milliseconds(staleness)
 	if value := asked(ctx, TokenKey); value != "" {
 		token, err := serving.ParseToken(value)
 		if err != nil {
@@ -87,6 +79,19 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 		c.AtLeast = token
 	}
 	return c, nil
+}
+
+// askedNumber returns the number that a metadata key asks for; zero if there is none.
+func askedNumber(ctx context.Context, key string) (int64, error) {
+	value := asked(ctx, key)
+	if value == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || n < 0 {
+		return 0, badMetadata(key, value, errors.New("want a number that is not negative"))
+	}
+	return n, nil
 }
 
 // milliseconds converts without overflow.
@@ -128,18 +133,27 @@ func header(facts serving.Facts) *pb.ResponseHeader {
 	}
 }
 
-// factsMetadata returns what etcd's header has no field for.
+// factsMetadata returns what etcd's header has no field for. Every answer has it, so the values share what they can: one
+// string and one array.
 func factsMetadata(facts serving.Facts) metadata.MD {
 	age := int64(-1)
 	if facts.Age >= 0 {
 		age = facts.Age.Microseconds()
 	}
+	text := make([]byte, 0, 128)
+	text = strconv.AppendUint(text, facts.Identity.Incarnation, 10)
+	incarnationEnd := len(text)
+	text = strconv.AppendUint(text, facts.LogIndex, 10)
+	indexEnd := len(text)
+	text = strconv.AppendInt(text, age, 10)
+	ageEnd := len(text)
+	shared := string(facts.Token().Append(text))
+	values := &[...]string{
+		facts.Identity.Region, shared[:incarnationEnd], shared[incarnationEnd:indexEnd], shared[indexEnd:ageEnd], shared[ageEnd:],
+	}
 	return metadata.MD{
-		RegionKey:      {facts.Identity.Region},
-		IncarnationKey: {strconv.FormatUint(facts.Identity.Incarnation, 10)},
-		LogIndexKey:    {strconv.FormatUint(facts.LogIndex, 10)},
-		AgeKey:         {strconv.FormatInt(age, 10)},
-		TokenKey:       {facts.Token().String()},
+		RegionKey: values[0:1:1], IncarnationKey: values[1:2:2], LogIndexKey: values[2:3:3], AgeKey: values[3:4:4],
+		TokenKey: values[4:5:5],
 	}
 }
 

@@ -17,13 +17,15 @@ func (f Facts) Token() Token {
 }
 
 // String returns the text form, "<cluster id in hex>-<epoch>-<log index>".
-func (t Token) String() string {
-	b := make([]byte, 0, 64)
+func (t Token) String() string { return string(t.Append(make([]byte, 0, 64))) }
+
+// Append appends the text form to b.
+func (t Token) Append(b []byte) []byte {
 	for shift := 60; shift >= 0; shift -= 4 {
 		b = append(b, "0123456789abcdef"[t.ClusterID>>shift&15])
 	}
 	b = strconv.AppendUint(append(b, '-'), t.Epoch, 10)
-	return string(strconv.AppendUint(append(b, '-'), t.LogIndex, 10))
+	return strconv.AppendUint(append(b, '-'), t.LogIndex, 10)
 }
 
 // ParseToken reads the text form.

@@ -1,0 +1,121 @@
+package etcd
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/frontend/serving"
+	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/mirror"
+	"github.com/logmirror/logmirror/statemachine"
+)
+
+// stillMirror is a mirror that has applied what it is made with and applies what it is given at once.
+type stillMirror struct {
+	serving.Mirror // the methods that are not called here
+	machine        *statemachine.Machine
+	ready          chan struct{}
+	index, session uint64
+	seq            uint64
+}
+
+func newStillMirror(t *testing.T) *stillMirror {
+	t.Helper()
+	m := &stillMirror{machine: statemachine.New(statemachine.Options{}), ready: make(chan struct{})}
+	close(m.ready)
+	m.apply(t, logv1.EntryKind_ENTRY_KIND_GENESIS, &logv1.Genesis{ClusterId: 1})
+	m.apply(t, logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, &logv1.OpenSession{FrontendId: 1, Incarnation: 1, Region: "us"})
+	m.session = m.index
+	m.apply(t, logv1.EntryKind_ENTRY_KIND_BATCH, &commandv1.CommandBatch{Commands: []*commandv1.Command{{
+		Operation: &commandv1.Command_Put{Put: &commandv1.Put{Key: []byte("key"), Value: make([]byte, 256)}},
+	}}})
+	return m
+}
+
+func (m *stillMirror) apply(t *testing.T, kind logv1.EntryKind, payload proto.Message) {
+	t.Helper()
+	encoded, err := proto.Marshal(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.index++
+	envelope := &logv1.Envelope{Kind: kind, LogTimeNanoseconds: 1e9, Payload: encoded}
+	if kind == logv1.EntryKind_ENTRY_KIND_BATCH {
+		m.seq++
+		envelope.Session, envelope.Seq = m.session, m.seq
+	}
+	if _, err := m.machine.Apply(m.index, 1, kind, envelope, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *stillMirror) Propose(context.Context, *commandv1.Command, mirror.ProposeOptions) (statemachine.Result, error) {
+	return statemachine.Result{Index: m.index, Revision: 3}, nil
+}
+func (m *stillMirror) Linearize(context.Context) (uint64, error) { return m.index, nil }
+func (m *stillMirror) Age() (time.Duration, bool)                { return 5 * time.Millisecond, true }
+func (m *stillMirror) Machine() *statemachine.Machine            { return m.machine }
+func (m *stillMirror) Ready() <-chan struct{}                    { return m.ready }
+func (m *stillMirror) Identity() mirror.Identity {
+	return mirror.Identity{ClusterID: 1, Epoch: 1, FrontendID: 1, Incarnation: 1, Session: m.session, Name: "f", Region: "us"}
+}
+
+// headerStream takes the answer's metadata as gRPC's own stream does.
+type headerStream struct{ header metadata.MD }
+
+func (*headerStream) Method() string { return "" }
+func (s *headerStream) SetHeader(md metadata.MD) error {
+	s.header = metadata.Join(s.header, md)
+	return nil
+}
+func (*headerStream) SendHeader(metadata.MD) error { return nil }
+func (*headerStream) SetTrailer(metadata.MD) error { return nil }
+
+// TestHandlerAllocations holds what a handler allocates between the decoded request and the encoded answer, with the
+// metadata that etcd's client sends. Most of it is the answer's own metadata.
+func TestHandlerAllocations(t *testing.T) {
+	m := newStillMirror(t)
+	server := &kvServer{services: &services{region: serving.New(m, statemachine.Limits{})}}
+	codec := wire.NewCodec()
+	stream := &headerStream{}
+	ctx := grpc.NewContextWithServerTransportStream(t.Context(), stream)
+	ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(":authority", "a", "content-type", "application/grpc",
+		"user-agent", "grpc-go", "client-api-version", "3.7.3", "grpc-accept-encoding", "gzip"))
+	ranged := &pb.RangeRequest{Key: []byte("key"), Serializable: true}
+	put := &pb.PutRequest{Key: []byte("key"), Value: make([]byte, 256)}
+	for _, test := range []struct {
+		name   string
+		handle func() (any, error)
+		most   float64
+	}{
+		{"get", func() (any, error) { return server.rangeAnswer(ctx, ranged) }, 21},
+		{"put", func() (any, error) { return server.Put(ctx, put) }, 19},
+	} {
+		got := testing.AllocsPerRun(1000, func() {
+			stream.header = nil
+			answer, err := test.handle()
+			if err != nil {
+				t.Fatal(err)
+			}
+			encoded, err := codec.Marshal(answer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			encoded.Free()
+		})
+		if got > test.most {
+			t.Errorf("%s: %v allocations, want at most %v", test.name, got, test.most)
+		}
+		if len(stream.header) != 5 {
+			t.Errorf("%s: metadata %v", test.name, stream.header)
+		}
+	}
+}
