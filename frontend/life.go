@@ -34,13 +34,14 @@ type life struct {
 	keeper     *keeper.Keeper
 	ids        *idgen.Generator
 	grpc       *grpc.Server
+	loss       *logLoss
 
 	end sync.Once
 }
 
 // newLife begins to mirror the log.
 func (s *Server) newLife() (*life, error) {
-	l := &life{server: s, registered: &lifeRegisterer{to: s.config.Registerer}}
+	l := &life{server: s, registered: &lifeRegisterer{to: s.config.Registerer}, loss: newLogLoss()}
 	config := s.mirrorConfig()
 	config.Registerer = l.registerer()
 	config.Log.Registerer = config.Registerer
@@ -105,7 +106,7 @@ func (l *life) register() {
 	healthv1.RegisterHealthServer(l.grpc, l.server.health)
 	etcd.Register(l.grpc, etcd.Config{
 		Region: l.region, Hub: l.hub, Sender: &l.sender, Leases: held,
-		LogStatus: l.etcdLogStatus, LogReachable: l.logReachable, Logger: l.server.logger,
+		LogStatus: l.etcdLogStatus, LogReachable: l.logReachable, LogLost: l.loss.Lost, Logger: l.server.logger,
 	})
 }
 
@@ -172,9 +173,11 @@ const (
 	afterQuarantine
 )
 
-// follow tells the health service what the mirror is up to until that ends, and says what is to follow.
+// follow tells the health service and streams what the mirror is up to until that ends, and says what is to follow.
 func (s *Server) follow(l *life) afterlife {
 	ready := l.mirror.Ready()
+	look := time.NewTicker(lostLookInterval)
+	defer look.Stop()
 	for {
 		select {
 		case <-ready:
@@ -195,6 +198,8 @@ func (s *Server) follow(l *life) afterlife {
 				s.fail(err)
 			}
 			return afterNothing
+		case <-look.C:
+			l.lookForLoss()
 		case <-s.ctx.Done():
 			return afterNothing
 		}

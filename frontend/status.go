@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
@@ -19,6 +20,47 @@ const statusTimeout = time.Second
 // reachableAge is the age of the state past which the log counts as out of reach: several background read rounds have
 // failed by then.
 const reachableAge = 5 * time.Second
+
+// lostAge is the age of the state past which streams that asked for a leader are ended. It is the longer one, because many
+// streams that come again cost more than new ones that are refused.
+const lostAge = 2 * reachableAge
+
+// lostLookInterval is how often the age is looked at for them.
+const lostLookInterval = time.Second
+
+// logLoss tells streams of the loss of the log.
+type logLoss struct {
+	mu   sync.Mutex
+	lost chan struct{}
+	gone bool
+}
+
+func newLogLoss() *logLoss { return &logLoss{lost: make(chan struct{})} }
+
+// Lost returns a channel that is closed while the log is lost, or when it will be next.
+func (l *logLoss) Lost() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+func (l *logLoss) set(gone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case gone && !l.gone:
+		close(l.lost)
+	case !gone && l.gone:
+		l.lost = make(chan struct{})
+	}
+	l.gone = gone
+}
+
+// lookForLoss brings logLoss up to date.
+func (s *life) lookForLoss() {
+	age, known := s.mirror.Age()
+	s.loss.set(known && age > lostAge)
+}
 
 // logReachable tells whether the log answered lately.
 func (s *life) logReachable() bool {

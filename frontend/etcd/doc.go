@@ -15,6 +15,8 @@
 //     succeeds and does nothing: there is nothing to defragment.
 //   - Hash and HashKV hash what the state says, not how it is stored: the same revision has the same hash in every region
 //     and whatever its compaction progress. The values are not comparable to those of an etcd server.
+//   - "No leader" (clientv3.WithRequireLeader) means that this region has lost the log: calls that ask for a leader are
+//     refused, and watch streams that did end some time later. Other watches go on in silence until the log is back.
 //   - KeepAlive ends its stream with UNAVAILABLE when this frontend cannot vouch for a renewal. A TTL of zero is only ever
 //     said of a lease that does not exist, because clients take it for the lease's end.
 //

@@ -41,7 +41,10 @@ type Config struct {
 	// LogReachable tells whether the log answered lately: calls that ask for a leader (as clientv3.WithRequireLeader
 	// does) are refused while it did not.
 	LogReachable func() bool
-	Logger       *slog.Logger
+	// LogLost returns a channel that is closed when the log has not answered for longer: watch streams that asked for a
+	// leader end then.
+	LogLost func() <-chan struct{}
+	Logger  *slog.Logger
 }
 
 // services is what all services share.
@@ -52,13 +55,14 @@ type services struct {
 	leases       Leases
 	logStatus    func(ctx context.Context) LogStatus
 	logReachable func() bool
+	logLost      func() <-chan struct{}
 	logger       *slog.Logger
 }
 
 // Register adds etcd's services to a server, whose codec must be a wire.Codec.
 func Register(server grpc.ServiceRegistrar, c Config) {
 	s := &services{
-		region: c.Region, hub: c.Hub, sender: c.Sender, leases: c.Leases, logStatus: c.LogStatus, logReachable: c.LogReachable,
+		region: c.Region, hub: c.Hub, sender: c.Sender, leases: c.Leases, logStatus: c.LogStatus, logReachable: c.LogReachable, logLost: c.LogLost,
 		logger: c.Logger,
 	}
 	if s.logger == nil {
@@ -74,10 +78,15 @@ func Register(server grpc.ServiceRegistrar, c Config) {
 
 // requireLeader refuses a call that asks for a leader while the log is out of reach.
 func (s *services) requireLeader(ctx context.Context) error {
-	if asked(ctx, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader && !s.logReachable() {
+	if wantsLeader(ctx) && !s.logReachable() {
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil
+}
+
+// wantsLeader tells whether a call asks for a leader.
+func wantsLeader(ctx context.Context) bool {
+	return asked(ctx, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader
 }
 
 // write proposes a command with what the metadata ask for. The error is a status.

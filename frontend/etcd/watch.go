@@ -33,11 +33,15 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	}
 	// An error here is one of the stream, which the first read or write will return too.
 	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
-	err := s.sender.Serve(stream, s.hub, delivery.Handler{
+	handler := delivery.Handler{
 		Request:       requestWatch,
 		Encoder:       &watchEncoder{region: s.region, identity: s.region.Identity()},
-		FragmentBytes: s.region.Limits().MaxRequestBytes,
-	})
+		FragmentBytes: s.region.Limits().MaxRequestBytes + serving.RequestOverheadBytes, // as etcd has it
+	}
+	if wantsLeader(stream.Context()) {
+		handler.Lost, handler.LostError = s.logLost(), rpctypes.ErrGRPCNoLeader
+	}
+	err := s.sender.Serve(stream, s.hub, handler)
 	return watchEnd(stream.Context(), err)
 }
 
