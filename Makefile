@@ -85,6 +85,10 @@ bench-go: ## Run the Go benchmarks of the hot paths with their allocation counts
 bench-compare: ## Compare the Go benchmarks with those of another commit: BASE=main BENCH=pattern COUNT=6
 	GO="$(GO)" BASE="$(BASE)" BENCH="$(BENCH)" COUNT="$(COUNT)" tools/bench-compare.sh $(BENCH_PACKAGES)
 
+.PHONY: test-etcd
+test-etcd: ## Compare what watches say with what etcd's say, event by event (builds etcd; about 2 minutes)
+	cd test/bench && $(GO) test -count=1 ./...
+
 .PHONY: demo
 demo: ## Start three regions as containers (needs a Docker Engine with docker compose or docker-compose)
 	deploy/compose/demo up
