@@ -32,7 +32,7 @@ func TestWatchesAreEtcds(t *testing.T) {
 	for seed := range uint64(3) {
 		var sides []*side
 		for _, name := range []string{"etcd", "logmirror"} {
-			s, err := startSystem(name, binaries, t.TempDir())
+			s, err := startSystem(name, binaries, t.TempDir(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
