@@ -45,6 +45,13 @@ mutants: ## Break each rule of the log service in turn, and write down how soon 
 lease-scale: ## Renew 100,000 leases in virtual time and count entries and bytes between regions (about a minute)
 	$(GO) test -v -run TestRenewalsCostTheLogNothing ./test/cluster -leases 100000
 
+.PHONY: soak
+soak: ## Kill, pause and cut off real processes under load for SOAK_MINUTES, as SOAK_SEED draws it
+	$(GO) test -count 1 -timeout 0 -v -run '^TestSoak$$' ./test/e2e -soak.duration $(SOAK_MINUTES)m -soak.seed $(SOAK_SEED)
+
+SOAK_MINUTES ?= 3
+SOAK_SEED ?= 1
+
 .PHONY: lint
 lint: ## Run go vet, staticcheck and golangci-lint
 	$(GO) vet ./...

@@ -75,6 +75,8 @@ type simNode struct {
 
 	// What the checker remembers of this life.
 	published uint64
+	// held is the last published entry that its log was seen to hold.
+	held      uint64
 	leaderOf  uint64
 	confIndex uint64
 }

@@ -100,6 +100,12 @@ func (l *load) awaitProgress(t *testing.T, more int64) {
 // check compares what every frontend shows with what was acknowledged.
 func (l *load) check(t *testing.T, clients []*clientv3.Client) {
 	t.Helper()
+	l.checkBeside(t, clients, nil)
+}
+
+// checkBeside is check where other keys, at most others of them, were written once each as well; nil for none.
+func (l *load) checkBeside(t *testing.T, clients []*clientv3.Client, others func() int) {
+	t.Helper()
 	acknowledged := make(map[string]int64)
 	var attempted int64
 	for _, r := range l.regions {
@@ -147,9 +153,39 @@ func (l *load) check(t *testing.T, clients []*clientv3.Client) {
 				t.Errorf("%s: %s was acknowledged at revision %d and is gone", region, key, revision)
 			}
 		}
+		l.checkOrder(t, region, shownAt(found))
 		// Nothing else was written, so every revision above the first is one of these keys.
-		if want := int64(len(found.Kvs)) + 1; found.Header.Revision != want {
+		if want := int64(len(found.Kvs)) + 1; found.Header.Revision < want ||
+			others == nil && found.Header.Revision != want || others != nil && found.Header.Revision > want+int64(others()) {
 			t.Errorf("%s: revision %d after %d puts took effect; want %d", region, found.Header.Revision, len(found.Kvs), want)
+		}
+	}
+}
+
+func shownAt(found *clientv3.GetResponse) map[string]int64 {
+	revisions := make(map[string]int64)
+	for _, kv := range found.Kvs {
+		revisions[string(kv.Key)] = kv.ModRevision
+	}
+	return revisions
+}
+
+// checkOrder checks that what each writer had acknowledged, one after the other, took effect in that order.
+func (l *load) checkOrder(t *testing.T, region string, revisions map[string]int64) {
+	t.Helper()
+	for _, r := range l.regions {
+		for writer := range writersPerRegion {
+			last, lastKey := int64(0), ""
+			for n := range int(r.attempted.Load()) {
+				key := fmt.Sprintf("load/%s/%d/%06d", r.region, writer, n)
+				if _, acknowledged := r.puts[key]; !acknowledged {
+					continue
+				}
+				if revisions[key] <= last {
+					t.Errorf("%s: %s at revision %d follows %s at %d", region, key, revisions[key], lastKey, last)
+				}
+				last, lastKey = revisions[key], key
+			}
 		}
 	}
 }

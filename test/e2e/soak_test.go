@@ -1,0 +1,351 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/client"
+	"github.com/logmirror/logmirror/internal/disk"
+	"github.com/logmirror/logmirror/internal/wan"
+	"github.com/logmirror/logmirror/logservice/segment"
+)
+
+var (
+	soakDuration = flag.Duration("soak.duration", 12*time.Second, "how long TestSoak does harm")
+	soakSeed     = flag.Uint64("soak.seed", 1, "of what TestSoak does")
+)
+
+// Real processes are killed, paused and cut off from each other under load, as a seed draws it. Then every frontend shows
+// each acknowledged write exactly once, in each writer's order, and each unknown one at most once; and the members' logs
+// hold the same entries.
+func TestSoak(t *testing.T) {
+	network := wan.New(wan.Options{Seed: *soakSeed, RoundTrips: map[wan.Pair]time.Duration{
+		{A: "us", B: "eu"}: 8 * time.Millisecond, {A: "us", B: "ap"}: 15 * time.Millisecond, {A: "eu", B: "ap"}: 10 * time.Millisecond}})
+	t.Cleanup(network.Close)
+	c := newProcessCluster(t, "us", "eu", "ap")
+	c.joinOver(t, network)
+	c.startAll(t)
+	var clients []*clientv3.Client
+	for _, p := range c.frontends {
+		clients = append(clients, newClient(t, p.address))
+	}
+	l := startLoad(t, c)
+	once := startOnce(t, c)
+	l.awaitProgress(t, 50)
+	s := &soak{t: t, cluster: c, network: network, random: rand.New(rand.NewPCG(*soakSeed, 1))}
+	s.harm(*soakDuration)
+	network.HealAll()
+	l.awaitProgress(t, 50)
+	once.end(t)
+	l.end()
+	l.checkBeside(t, clients, once.acknowledged)
+	once.check(t, clients)
+	for _, p := range c.all() {
+		p.stop(t)
+	}
+	compareLogs(t, c.members)
+}
+
+// soak does harm to a cluster.
+type soak struct {
+	t       *testing.T
+	cluster *processCluster
+	network *wan.Network
+	random  *rand.Rand
+}
+
+func (s *soak) harm(duration time.Duration) {
+	kinds := []struct {
+		name string
+		do   func() string
+	}{
+		{"kill a member", s.killMember}, {"kill a frontend", s.killFrontend}, {"pause a member", s.pauseMember},
+		{"cut off", s.cutOff}, {"cut one way", s.cutOneWay}, {"transfer", s.transfer}, {"kill the leader", s.killLeader},
+	}
+	for end := time.Now().Add(duration); time.Now().Before(end); {
+		kind := kinds[s.random.IntN(len(kinds))]
+		s.t.Logf("%v: %s: %s", time.Now().Format("15:04:05.000"), kind.name, kind.do())
+		s.rest(1500 * time.Millisecond)
+	}
+}
+
+// rest lets a drawn time pass: what was done shall have effects.
+func (s *soak) rest(most time.Duration) time.Duration {
+	d := time.Duration(s.random.Int64N(int64(most)))
+	select {
+	case <-time.After(d):
+	case <-s.t.Context().Done():
+	}
+	return d
+}
+
+func (s *soak) one(processes []*process) *process { return processes[s.random.IntN(len(processes))] }
+
+func (s *soak) restart(p *process) string {
+	p.kill()
+	down := s.rest(2 * time.Second)
+	p.start(s.t)
+	return fmt.Sprintf("%s, down for %v", p.name, down)
+}
+
+func (s *soak) killMember() string   { return s.restart(s.one(s.cluster.members)) }
+func (s *soak) killFrontend() string { return s.restart(s.one(s.cluster.frontends)) }
+
+func (s *soak) killLeader() string {
+	leader, err := s.cluster.leader(s.t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	return s.restart(leader)
+}
+
+func (s *soak) pauseMember() string {
+	p := s.one(s.cluster.members)
+	if err := p.command.Process.Signal(syscall.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+	paused := s.rest(3 * time.Second)
+	if err := p.command.Process.Signal(syscall.SIGCONT); err != nil {
+		s.t.Fatal(err)
+	}
+	return fmt.Sprintf("%s for %v", p.name, paused)
+}
+
+func (s *soak) cutOff() string {
+	region := s.cluster.regions[s.random.IntN(3)]
+	s.network.Isolate(region)
+	cut := s.rest(4 * time.Second)
+	s.network.Rejoin(region)
+	return fmt.Sprintf("%s for %v", region, cut)
+}
+
+func (s *soak) cutOneWay() string {
+	regions := s.random.Perm(3)
+	from, to := s.cluster.regions[regions[0]], s.cluster.regions[regions[1]]
+	s.network.CutOneWay(from, to)
+	cut := s.rest(4 * time.Second)
+	s.network.HealAll()
+	return fmt.Sprintf("from %s to %s for %v", from, to, cut)
+}
+
+func (s *soak) transfer() string {
+	leader, err := s.cluster.leader(s.t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	target := s.one(s.cluster.members)
+	status, err := memberStatus(s.t.Context(), target.address)
+	if err != nil {
+		return err.Error()
+	}
+	connection, err := grpc.NewClient(leader.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer connection.Close()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Second)
+	defer cancel()
+	_, err = logv1.NewLogServiceClient(connection).TransferLeadership(ctx,
+		&logv1.TransferLeadershipRequest{TargetId: status.GetHandshake().GetId()})
+	return fmt.Sprintf("from %s to %s: %v", leader.name, target.name, err)
+}
+
+// joinOver lets members reach each other over a network of regions, before they are started: each dials its own proxies.
+func (c *processCluster) joinOver(t *testing.T, network *wan.Network) {
+	t.Helper()
+	for j, to := range c.members {
+		// A region remembers whose an address is.
+		listener, err := network.Region(c.regions[j]).Listen("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := to.address
+		to.address = listener.Addr().String()
+		_ = listener.Close() // the member's own from now on
+		for _, p := range c.all() {
+			for k := range p.arguments {
+				p.arguments[k] = strings.ReplaceAll(p.arguments[k], old, to.address)
+			}
+		}
+	}
+	for i, from := range c.members {
+		for j, to := range c.members {
+			if i == j {
+				continue
+			}
+			address := serveProxy(t, network.Region(c.regions[i]), to.address)
+			for k := range from.arguments {
+				from.arguments[k] = strings.ReplaceAll(from.arguments[k], to.name+"="+to.address, to.name+"="+address)
+			}
+		}
+	}
+}
+
+// onceLoad writes through the SDK with request ids: each write is sent again until it has an outcome, so that each that is
+// acknowledged took effect once, whatever came of the attempts before.
+type onceLoad struct {
+	stop    context.CancelFunc
+	writers sync.WaitGroup
+
+	mu   sync.Mutex
+	keys map[string]bool // acknowledged
+	lost int
+	sent int
+}
+
+func startOnce(t *testing.T, c *processCluster) *onceLoad {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	l := &onceLoad{stop: stop, keys: make(map[string]bool)}
+	for i, region := range c.regions {
+		// The region's own frontend first; the others where it is down.
+		endpoints := []string{c.frontends[i].address, c.frontends[(i+1)%3].address, c.frontends[(i+2)%3].address}
+		connection, err := client.New(client.Config{Endpoints: endpoints})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { connection.Close() })
+		l.writers.Go(func() { l.write(ctx, connection, region) })
+	}
+	t.Cleanup(func() { stop(); l.writers.Wait() })
+	return l
+}
+
+func (l *onceLoad) write(ctx context.Context, connection *client.Client, region string) {
+	for n := 0; ctx.Err() == nil; n++ {
+		key := fmt.Sprintf("once/%s/%06d", region, n)
+		putCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		err := connection.Once(putCtx, func(ctx context.Context, id string) error {
+			_, err := connection.Put(ctx, &kvv1.PutRequest{Key: []byte(key), Value: []byte("value of " + key),
+				Options: &kvv1.WriteOptions{RequestId: id}})
+			return err
+		})
+		cancel()
+		l.mu.Lock()
+		l.sent++
+		if err == nil {
+			l.keys[key] = true
+		} else {
+			l.lost++
+		}
+		l.mu.Unlock()
+	}
+}
+
+// end lets the last writes come to an end.
+func (l *onceLoad) end(t *testing.T) {
+	l.stop()
+	l.writers.Wait()
+	t.Logf("with request ids: %d writes, %d acknowledged, %d without an outcome", l.sent, len(l.keys), l.lost)
+}
+
+func (l *onceLoad) acknowledged() int { return l.sent }
+
+func (l *onceLoad) check(t *testing.T, clients []*clientv3.Client) {
+	t.Helper()
+	var first []byte
+	for i, c := range clients {
+		var found *clientv3.GetResponse
+		eventually(t, "linearizable read", func(ctx context.Context) (err error) {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			found, err = c.Get(ctx, "", clientv3.WithPrefix())
+			return err
+		})
+		all := sha256.New()
+		shown := map[string]bool{}
+		for _, kv := range found.Kvs {
+			fmt.Fprintf(all, "%q=%q %d %d %d\n", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version)
+			if key := string(kv.Key); strings.HasPrefix(key, "once/") {
+				if shown[key] = true; kv.Version != 1 {
+					t.Errorf("frontend %d: %s was put once and has version %d", i, key, kv.Version)
+				}
+			}
+		}
+		for key := range l.keys {
+			if !shown[key] {
+				t.Errorf("frontend %d: %s was acknowledged and is gone", i, key)
+			}
+		}
+		if sum := all.Sum(nil); first == nil {
+			first = sum
+		} else if !bytes.Equal(first, sum) {
+			t.Errorf("frontend %d shows another state than the first", i)
+		}
+	}
+}
+
+// stop ends a process in order.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.command.Wait(); err != nil {
+		t.Errorf("%s ended with %v", p.name, err)
+	}
+	p.command = nil
+}
+
+// compareLogs checks that the members' logs hold the same entries as far as each says that they are committed.
+func compareLogs(t *testing.T, members []*process) {
+	t.Helper()
+	type entry struct {
+		term uint64
+		hash [sha256.Size]byte
+	}
+	logs := make([]map[uint64]entry, len(members))
+	commits := make([]uint64, len(members))
+	for i, p := range members {
+		directory := filepath.Join(filepath.Dir(p.output), p.name, "log")
+		report, err := segment.Verify(disk.OS(), directory)
+		if err != nil {
+			t.Fatalf("%s: %v", p.name, err)
+		}
+		commits[i] = report.HardState.Commit
+		logs[i] = make(map[uint64]entry)
+		err = segment.Dump(disk.OS(), directory, func(record segment.DumpRecord) error {
+			if record.Frame != nil {
+				for _, e := range record.Frame.Entries {
+					logs[i][e.Index] = entry{e.Term, sha256.Sum256(append([]byte{e.Type}, e.Data...))}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", p.name, err)
+		}
+		t.Logf("%s: entries %d to %d, committed %d", p.name, report.FirstIndex, report.LastIndex, commits[i])
+	}
+	compared := 0
+	for i := 1; i < len(members); i++ {
+		for index, mine := range logs[0] {
+			other, ok := logs[i][index]
+			if !ok || index > commits[0] || index > commits[i] {
+				continue
+			}
+			if compared++; mine != other {
+				t.Errorf("%s and %s differ at entry %d", members[0].name, members[i].name, index)
+			}
+		}
+	}
+	if compared == 0 {
+		t.Error("no entry could be compared")
+	}
+}
