@@ -95,7 +95,7 @@ func (c *simChecker) asks(token uint64) { c.asked[token] = simQuestion{c.s.now, 
 // started looks at a member that begins a life: what it takes for published must be so.
 func (c *simChecker) started(n *simNode) {
 	n.published = n.member.log.storage.FirstIndex() - 1
-	n.held, n.leaderOf, n.confIndex = 0, 0, n.member.record.confIndex
+	n.kept, n.leaderOf, n.confIndex = 0, 0, n.member.record.confIndex
 	c.covered(n, "starting")
 	c.publishes(n, nil, n.member.log.published)
 }
@@ -405,12 +405,12 @@ func (c *simChecker) holds(n *simNode) {
 		term, err := l.Term(index)
 		return err == nil && term == c.agreed[index-1].term
 	}
-	if n.held > 0 && !same(n.held) {
-		c.s.errorf("node %d: published entry %d of term %d was replaced in its log", n.index, n.held, c.agreed[n.held-1].term)
+	if n.kept > 0 && !same(n.kept) {
+		c.s.errorf("node %d: published entry %d of term %d was replaced in its log", n.index, n.kept, c.agreed[n.kept-1].term)
 		return
 	}
-	for n.held < min(l.last, c.highest()) && same(n.held+1) {
-		n.held++
+	for n.kept < min(l.last, c.highest()) && same(n.kept+1) {
+		n.kept++
 	}
 }
 

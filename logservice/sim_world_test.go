@@ -75,8 +75,8 @@ type simNode struct {
 
 	// What the checker remembers of this life.
 	published uint64
-	// held is the last published entry that its log was seen to hold.
-	held      uint64
+	// kept is the last published entry that its log was seen to hold.
+	kept      uint64
 	leaderOf  uint64
 	confIndex uint64
 }
