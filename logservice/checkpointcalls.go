@@ -125,6 +125,8 @@ func (s *Server) performCheckpoints(effects *Effects) {
 			}
 		})
 	}
+	s.metrics.snapshotsSent.Add(float64(effects.SnapshotsSent))
+	s.metrics.snapshotsInstalled.Add(float64(effects.SnapshotsInstalled))
 	if effects.Install != nil {
 		s.installs <- effects.Install // has room: one group at a time
 	}

@@ -377,6 +377,14 @@ type SealedState struct {
 	Holders []uint64
 }
 
+// newest is the newest sealed checkpoint, zero for none.
+func (s *CheckpointState) newest() (newest SealedState) {
+	if len(s.Sealed) > 0 {
+		newest = s.Sealed[0]
+	}
+	return newest
+}
+
 func (m *Member) checkpointState() CheckpointState {
 	c := &m.checkpoints
 	s := CheckpointState{LogBytes: m.logBytesAbove(m.newestSealed()), Failure: c.making.failure}

@@ -22,6 +22,8 @@ type metrics struct {
 	roundErrors prometheus.Counter
 	tailEntries prometheus.Counter
 	tailBytes   prometheus.Counter
+
+	snapshotsSent, snapshotsInstalled prometheus.Counter
 }
 
 func newMetrics(s *Server) (*metrics, error) {
@@ -51,8 +53,12 @@ func newMetrics(s *Server) (*metrics, error) {
 		roundErrors: counter("round_failures_total", "Questions for a read round that failed."),
 		tailEntries: counter("tail_entries_total", "Entries sent to all tails."),
 		tailBytes:   counter("tail_bytes_total", "Bytes of envelopes sent to all tails."),
+
+		snapshotsSent:      counter("snapshots_sent_total", "Snapshots sent to members that need entries which were trimmed."),
+		snapshotsInstalled: counter("snapshots_installed_total", "Snapshots that this member's log was begun anew with."),
 	}
 	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes,
+		m.snapshotsSent, m.snapshotsInstalled,
 		gauge("term", "Raft term.", func(s MemberState) float64 { return float64(s.Term) }),
 		gauge("is_leader", "1 while this member leads.", func(s MemberState) float64 {
 			if s.IsLeader {
@@ -61,6 +67,25 @@ func newMetrics(s *Server) (*metrics, error) {
 			return 0
 		}),
 		gauge("published_index", "Index up to which this member publishes.", func(s MemberState) float64 { return float64(s.Published) }),
+		gauge("first_index", "First index of this member's log: what is before it was trimmed.",
+			func(s MemberState) float64 { return float64(s.First) }),
+		gauge("checkpoint_index", "Index of the newest sealed checkpoint, zero for none.", func(s MemberState) float64 {
+			return float64(s.Checkpoints.newest().Name.Index)
+		}),
+		gauge("checkpoint_bytes", "Size of the newest sealed checkpoint.", func(s MemberState) float64 {
+			return float64(s.Checkpoints.newest().Name.SizeBytes)
+		}),
+		gauge("checkpoint_held", "1 while this member holds the newest sealed checkpoint.", func(s MemberState) float64 {
+			if s.Checkpoints.newest().Held {
+				return 1
+			}
+			return 0
+		}),
+		gauge("checkpoint_age_seconds", "Log time since the newest sealed checkpoint.", func(s MemberState) float64 {
+			return time.Duration(s.Checkpoints.Age).Seconds()
+		}),
+		gauge("checkpoint_log_bytes", "Log above the newest sealed checkpoint.",
+			func(s MemberState) float64 { return float64(s.Checkpoints.LogBytes) }),
 		gauge("last_index", "Last index of this member's log.", func(s MemberState) float64 { return float64(s.Last) }),
 		gauge("in_flight_bytes", "Proposals of streams of this member whose fate is not known.",
 			func(s MemberState) float64 { return float64(s.InFlightBytes) }),

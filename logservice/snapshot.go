@@ -177,6 +177,10 @@ func (m *Member) readSnapshot(message *raftpb.Message) (*staging, error) {
 	switch {
 	case metadata.GetIndex() < name.Index || metadata.GetTerm() < data.GetCheckpointTerm():
 		return nil, fmt.Errorf("%w: it is at %d, its checkpoint at %d", errSnapshot, metadata.GetIndex(), name.Index)
+	case data.GetMembership().GetIndex() < m.record.confIndex:
+		// A member that joins may know a later configuration than a leader that has just come. The next one is newer.
+		return nil, fmt.Errorf("%w: its configuration is of %d, this member's of %d", errSnapshot, data.GetMembership().GetIndex(),
+			m.record.confIndex)
 	case len(conf.GetVoters()) == 0:
 		return nil, fmt.Errorf("%w: it has no voters", errSnapshot)
 	case !slices.Contains(slices.Concat(conf.Voters, conf.Learners, conf.VotersOutgoing), m.config.ID):
@@ -321,6 +325,8 @@ func (m *Member) installed() {
 	m.snapshots.installing = nil
 	m.record = s.record()
 	m.applied = s.index
+	m.confChanges = nil
+	m.noteConfChanges(m.log.memory(s.index+1, m.log.last+1))
 	m.log.installed(s.index)
 	m.checkpoints.trimmed = 0
 	m.configurationChanged()

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -41,14 +42,16 @@ const exitRemoved = 3
 
 // options are the flags.
 type options struct {
-	name, region, listen, advertise, dataDir string
-	initialCluster                           string
-	join                                     []string
-	leaderPolicy, publication                string
-	metricsListen                            string
-	insecure                                 bool
-	logLevel                                 string
-	tls, peerTLS                             tlsfiles.Files
+	name, region, listen, advertise, dataDir     string
+	initialCluster                               string
+	join                                         []string
+	leaderPolicy, publication                    string
+	checkpointLogBytes, logTailBytes             int64
+	checkpointAge, checkpointTimeout, logTailAge time.Duration
+	metricsListen                                string
+	insecure                                     bool
+	logLevel                                     string
+	tls, peerTLS                                 tlsfiles.Files
 }
 
 func newCommand() *cobra.Command {
@@ -83,6 +86,11 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none, fixed=`REGION`, or traffic (where writes come from)")
 	flags.StringVar(&o.publication, "publication", "quorum",
 		"how members learn that an entry is committed, the same at all of them: `quorum` (one round trip) or leader (stock Raft)")
+	flags.Int64Var(&o.checkpointLogBytes, "checkpoint-log-bytes", 256<<20, "`bytes` of log above the newest checkpoint after which another one is asked for")
+	flags.DurationVar(&o.checkpointAge, "checkpoint-age", 24*time.Hour, "log time after which another checkpoint is asked for, however small the log; 0 for never")
+	flags.DurationVar(&o.checkpointTimeout, "checkpoint-timeout", 10*time.Minute, "time to make and copy a checkpoint before others are asked for one")
+	flags.Int64Var(&o.logTailBytes, "log-tail-bytes", 1<<30, "`bytes` of log to keep below checkpoints for those who come late; the log is trimmed beyond")
+	flags.DurationVar(&o.logTailAge, "log-tail-age", 0, "age beyond which entries below a checkpoint are not kept even within --log-tail-bytes; 0 for any")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
 	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
@@ -143,7 +151,23 @@ func run(ctx context.Context, o options) error {
 // config checks the flags and makes everything but the listener of them.
 func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	c = logservice.Config{Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir,
-		Version: version.String(), Logger: logger}
+		Version: version.String(), Logger: logger,
+		CheckpointLogBytes: o.checkpointLogBytes, CheckpointAge: o.checkpointAge, CheckpointTimeout: o.checkpointTimeout,
+		TailBytes: o.logTailBytes, TailAge: o.logTailAge}
+	for _, bound := range []struct {
+		flag  string
+		value int64
+	}{
+		{"checkpoint-log-bytes", o.checkpointLogBytes - 1}, {"log-tail-bytes", o.logTailBytes - 1}, {"checkpoint-age", int64(o.checkpointAge)},
+		{"checkpoint-timeout", int64(o.checkpointTimeout) - 1}, {"log-tail-age", int64(o.logTailAge)},
+	} {
+		if bound.value < 0 {
+			return c, fmt.Errorf("--%s is too small", bound.flag)
+		}
+	}
+	if o.checkpointAge == 0 {
+		c.CheckpointAge = -1 // for never
+	}
 	for _, required := range []struct{ flag, value string }{
 		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir},
 	} {

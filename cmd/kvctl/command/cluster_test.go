@@ -153,6 +153,8 @@ func TestCommands(t *testing.T) {
 	c.want("no key session", exitNotFound, "", "get", "session")
 	c.want("no lease", exitNotFound, "", "lease", "keep-alive", granted.ID, "--once")
 	c.want("leader log-us", exitOK, "", "status")
+	c.want("is sealed", exitOK, "", "log", "checkpoint", "--timeout=60s")
+	c.want("+ (", exitOK, "", "log", "status")
 	c.want("leads the log", exitOK, "", "log", "transfer", "log-us")
 }
 

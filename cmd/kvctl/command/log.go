@@ -21,8 +21,8 @@ import (
 
 // newLog groups what looks at or steers the log service.
 func newLog(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "log", Short: "Steer the log service: leadership, members; check and dump a stopped member's files"}
-	c.AddCommand(newLogTransfer(o), newLogMember(o), newLogVerify(o), newLogDump(o))
+	c := &cobra.Command{Use: "log", Short: "Steer the log service: leadership, members, checkpoints; check and dump a stopped member's files"}
+	c.AddCommand(newLogTransfer(o), newLogMember(o), newLogStatus(o), newLogCheckpoint(o), newLogVerify(o), newLogDump(o))
 	return c
 }
 
