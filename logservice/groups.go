@@ -276,6 +276,7 @@ func (m *Member) applyConfChange(e *raftpb.Entry) {
 	m.record.adopt(conf, e.GetIndex(), change.AsV2().GetContext())
 	m.applied = max(m.applied, e.GetIndex())
 	m.configurationChanged()
+	m.finishChanges()
 	m.effects.Removed = m.effects.Removed || member && m.record.member(m.config.ID) == nil
 	m.saveRecord()
 }

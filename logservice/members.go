@@ -18,7 +18,9 @@ import (
 // others, which do not know of its commit yet, from being elected, and nobody leads any more. So no request can make one.
 //
 // Any member takes a request. It asks the leader, and asks again, until it has applied the change itself or the leader has
-// refused it; to ask twice is to ask once, because a member's id is drawn before the first question and never used again.
+// refused it. To ask twice is to ask once. A member's id is drawn before the first question and never used again, so that to
+// promote or to remove it is the same at any time. And it is added only to the configuration that the asking member names,
+// the last one that it has applied: whatever that one asked before named an earlier one, in which it was not added.
 
 // changes are the requests that this member was asked, and what a leader remembers of them.
 type changes struct {
@@ -75,10 +77,10 @@ func (m *Member) askChanges(newLeader bool) {
 		p.askedAt = m.ticks
 		if leader != m.config.ID {
 			m.send(leader, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Change{
-				Change: &logv1.ForwardedChange{Request: p.request, Change: p.change}}})
+				Change: &logv1.ForwardedChange{Request: p.request, Change: p.change, MembershipIndex: m.record.confIndex}}})
 			return false
 		}
-		refusal := m.decideChange(p.change)
+		refusal := m.decideChange(p.change, m.record.confIndex)
 		return refusal != nil && m.refused(p, refusal)
 	})
 }
@@ -104,15 +106,22 @@ func (m *Member) tickChanges() {
 	m.askChanges(false)
 }
 
-// finishChanges answers the requests whose change this member has applied.
+// finishChanges answers the requests whose change this member has applied. It looks at every configuration, so that it does
+// not miss a member that comes and goes.
 func (m *Member) finishChanges() {
 	c := &m.changes
 	c.pending = slices.DeleteFunc(c.pending, func(p *pendingChange) bool {
+		known := p.known
 		p.known = p.known || m.record.member(p.change.GetMember().GetId()) != nil
-		if !m.changeDone(p.change) || p.change.GetKind() == logv1.MembershipChange_KIND_REMOVE && !p.known {
+		result := ChangeResult{Token: p.token, Membership: m.Membership()}
+		switch kind := p.change.GetKind(); {
+		case m.changeDone(p.change) && (p.known || kind != logv1.MembershipChange_KIND_REMOVE):
+		case known && m.record.member(p.change.GetMember().GetId()) == nil:
+			result = ChangeResult{Token: p.token, Refusal: notNow("somebody else has removed the member")}
+		default:
 			return false
 		}
-		m.effects.Changes = append(m.effects.Changes, ChangeResult{Token: p.token, Membership: m.Membership()})
+		m.effects.Changes = append(m.effects.Changes, result)
 		return true
 	})
 }
@@ -133,7 +142,7 @@ func (m *Member) changeDone(change *logv1.MembershipChange) bool {
 
 // receiveChange takes a request that another member forwards to the leader.
 func (m *Member) receiveChange(from uint64, f *logv1.ForwardedChange) {
-	if refusal := m.decideChange(f.GetChange()); refusal != nil {
+	if refusal := m.decideChange(f.GetChange(), f.GetMembershipIndex()); refusal != nil {
 		refusal.Request = f.GetRequest()
 		m.send(from, &logv1.PeerFrame{Frame: &logv1.PeerFrame_ChangeRefusal{ChangeRefusal: refusal}})
 	}
@@ -147,8 +156,9 @@ func (m *Member) receiveRefusal(refusal *logv1.ChangeRefusal) {
 }
 
 // decideChange is the leader's: it proposes the change, or says why it does not. It does neither where the change has been
-// made or is under way, and where this member does not lead or can't tell yet: whoever asked asks again.
-func (m *Member) decideChange(change *logv1.MembershipChange) *logv1.ChangeRefusal {
+// made or is under way, and where this member does not lead or can't tell yet: whoever asked asks again. confIndex is of the
+// configuration that whoever asked has applied.
+func (m *Member) decideChange(change *logv1.MembershipChange, confIndex uint64) *logv1.ChangeRefusal {
 	id := change.GetMember().GetId()
 	if change.GetKind() == logv1.MembershipChange_KIND_REMOVE {
 		// Also while this member can't decide yet: the policy must not move leadership back to who has just given it up.
@@ -175,6 +185,9 @@ func (m *Member) decideChange(change *logv1.MembershipChange) *logv1.ChangeRefus
 	}
 	switch change.GetKind() {
 	case logv1.MembershipChange_KIND_ADD:
+		if confIndex != m.record.confIndex {
+			return nil
+		}
 		return m.decideAdd(change.GetMember())
 	case logv1.MembershipChange_KIND_PROMOTE:
 		return m.decidePromote(member)

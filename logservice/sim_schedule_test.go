@@ -135,7 +135,9 @@ func (s *simulation) settle() {
 		}
 		if s.now >= end {
 			for _, n := range s.nodes {
-				fmt.Printf("node %d: %+v %v\n", n.index, n.member.State(), n.member.record.conf)
+				if n.member != nil { // else it was removed
+					fmt.Printf("node %d: %+v %v\n", n.index, n.member.State(), n.member.record.conf)
+				}
 			}
 			s.errorf("the log does not go on: %d entries, want %d everywhere", s.checker.highest(), goal)
 		}
@@ -159,7 +161,7 @@ func (s *simulation) settled(goal uint64) bool {
 func (s *simulation) oldQuestions() bool {
 	leader := s.leader().member.record.all()
 	for _, n := range s.nodes {
-		if !slices.Contains(leader, n.id) {
+		if n.member == nil || !slices.Contains(leader, n.id) {
 			continue
 		}
 		for _, r := range n.member.rounds.flying {

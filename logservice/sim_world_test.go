@@ -48,6 +48,7 @@ type simulation struct {
 	// offers are the uploads that wait for an answer.
 	offers    map[uint64]func(OfferResult)
 	nextOffer uint64
+	members   simMembers
 }
 
 // simNode is a machine with its disk and clock, and the member that runs on it, if one does.
@@ -303,6 +304,7 @@ func (n *simNode) step(events ...Event) {
 	for _, f := range effects.Frames {
 		n.s.send(n, f)
 	}
+	n.s.membersAnswered(n, &effects)
 }
 
 // pause stops the process for a while; its disk goes on.

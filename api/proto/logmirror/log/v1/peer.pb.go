@@ -1625,10 +1625,13 @@ func (x *MembershipChange) GetMember() *Member {
 type ForwardedChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the request at the member that was asked.
-	Request       uint64            `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
-	Change        *MembershipChange `protobuf:"bytes,2,opt,name=change,proto3" json:"change,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Request uint64            `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	Change  *MembershipChange `protobuf:"bytes,2,opt,name=change,proto3" json:"change,omitempty"`
+	// Index of the configuration that the sender has applied. A member is added only to that very one: a late copy of the
+	// question must not add it again after it was removed.
+	MembershipIndex uint64 `protobuf:"varint,3,opt,name=membership_index,json=membershipIndex,proto3" json:"membership_index,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ForwardedChange) Reset() {
@@ -1673,6 +1676,13 @@ func (x *ForwardedChange) GetChange() *MembershipChange {
 		return x.Change
 	}
 	return nil
+}
+
+func (x *ForwardedChange) GetMembershipIndex() uint64 {
+	if x != nil {
+		return x.MembershipIndex
+	}
+	return 0
 }
 
 // ChangeRefusal says that the leader did not make a change and will not.
@@ -2115,10 +2125,11 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_ADD\x10\x01\x12\x10\n" +
 	"\fKIND_PROMOTE\x10\x02\x12\x0f\n" +
-	"\vKIND_REMOVE\x10\x03\"g\n" +
+	"\vKIND_REMOVE\x10\x03\"\x92\x01\n" +
 	"\x0fForwardedChange\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12:\n" +
-	"\x06change\x18\x02 \x01(\v2\".logmirror.log.v1.MembershipChangeR\x06change\"\xf5\x01\n" +
+	"\x06change\x18\x02 \x01(\v2\".logmirror.log.v1.MembershipChangeR\x06change\x12)\n" +
+	"\x10membership_index\x18\x03 \x01(\x04R\x0fmembershipIndex\"\xf5\x01\n" +
 	"\rChangeRefusal\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12>\n" +
 	"\x06reason\x18\x02 \x01(\x0e2&.logmirror.log.v1.ChangeRefusal.ReasonR\x06reason\x12\x18\n" +
