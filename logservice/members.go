@@ -126,6 +126,19 @@ func (m *Member) finishChanges() {
 	})
 }
 
+// forgetAdditions gives up the additions that this member has not seen: after a snapshot, what came and went before it is
+// not known, and to ask again might add a member anew that was removed.
+func (m *Member) forgetAdditions() {
+	c := &m.changes
+	c.pending = slices.DeleteFunc(c.pending, func(p *pendingChange) bool {
+		if p.change.GetKind() != logv1.MembershipChange_KIND_ADD || m.changeDone(p.change) {
+			return false
+		}
+		m.effects.Changes = append(m.effects.Changes, ChangeResult{Token: p.token, TimedOut: true})
+		return true
+	})
+}
+
 // changeDone tells whether the configuration that this member has applied is as the change wants it.
 func (m *Member) changeDone(change *logv1.MembershipChange) bool {
 	member := m.record.member(change.GetMember().GetId())

@@ -564,3 +564,25 @@ func TestChangesMindTheNewestCheckpoint(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A copy of the question that arrives late does not add a member again that was removed.
+func TestLateCopyAddsNobody(t *testing.T) {
+	c := newCircle(t, nil, "a", "b", "c")
+	c.lead("a")
+	var asked *logv1.PeerFrame
+	c.lose = func(_, _ uint64, f *logv1.PeerFrame) bool {
+		if f.GetChange() != nil {
+			asked = f
+		}
+		return false
+	}
+	c.made("add", c.add("b", "d"))
+	c.join("d", "a")
+	first := asked
+	c.made("remove", c.remove("b", "d"))
+	c.step(c.names["a"], Received{From: c.names["b"], Frame: first})
+	c.tick(20)
+	if got := c.roles("a"); first.GetChange().GetChange().GetKind() != logv1.MembershipChange_KIND_ADD || got != "a voter, b voter, c voter" {
+		t.Errorf("after the late copy of %v: %s", first, got)
+	}
+}

@@ -10,8 +10,9 @@ import (
 )
 
 // membershipProfile changes the members as operators do, one at a time, while members crash and links fail: learners are added,
-// and begin with what another member tells them, are promoted, and any member is removed, the leader too.
-var membershipProfile = simProfile{membershipProfileName, 120 * time.Millisecond, []simFault{
+// and begin with what another member tells them, are promoted, and any member is removed, the leader too. Half of the seeds
+// keep short logs, so that new members get snapshots.
+var membershipProfile = simProfile{name: membershipProfileName, every: 120 * time.Millisecond, faults: []simFault{
 	{4, addMember}, {8, promoteMember}, {6, removeMember}, {3, crashOne}, {1, crashBriefly}, {2, cutSome}, {3, healLinks},
 	{1, pauseOne}, {1, transferLeadership}, {1, dropFrames}}}
 
@@ -125,7 +126,7 @@ func (s *simulation) begin(id uint64, answer *logv1.GetMembershipResponse) {
 		s.errorf("join: %v", err)
 		return
 	}
-	n := &simNode{s: s, index: len(s.nodes), id: id, storage: &memoryStorage{}, rate: 1, clockAt: s.now,
+	n := &simNode{s: s, index: len(s.nodes), id: id, storage: &memoryStorage{}, held: map[CheckpointName]bool{}, rate: 1, clockAt: s.now,
 		clockNow: simStart.Add(time.Duration(s.random.Int64N(int64(time.Hour))))}
 	if err := n.storage.write(Group{HardState: HardState{Term: b.term}, Membership: b.record.encode()}); err != nil {
 		s.errorf("join: %v", err)
@@ -195,7 +196,9 @@ func simulateMembership(seed uint64) *simulation {
 	if seed%10 == 9 {
 		publication = PublicationLeader
 	}
-	s := newSimulation(seed, publication, membershipProfile, checkAll)
+	profile := membershipProfile
+	profile.checkpoints = seed%2 == 1
+	s := newSimulation(seed, publication, profile, checkAll)
 	s.after(0, s.work)
 	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
 	s.run(simTroubled)

@@ -330,6 +330,7 @@ func (m *Member) installed() {
 	m.log.installed(s.index)
 	m.checkpoints.trimmed = 0
 	m.configurationChanged()
+	m.forgetAdditions()
 	m.effects.SnapshotsInstalled++
 	m.config.Logger.Info("installed a snapshot", "index", s.index, "checkpoint", s.checkpoint.name.String())
 }
