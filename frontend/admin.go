@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -19,6 +20,8 @@ import (
 type adminServer struct {
 	kvv1.UnimplementedAdminServiceServer
 	region *serving.Region
+	// saving: a snapshot is sent.
+	saving atomic.Bool
 }
 
 var regionStates = map[kvv1.RegionState]commandv1.SetRegionState_State{

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/logmirror/logmirror/lease"
+	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
 // ExportVersion is the version of the encodings that Export makes and Restore reads. Another one is not read.
@@ -113,10 +114,22 @@ func (m *Machine) Export(requestsAbove uint64, leases []int64) *Export {
 	return x
 }
 
-// ExportAll is Export of all leases, by id, and of all request ids.
+// ExportAll is Export of all leases, by id, and of all request ids. Any goroutine may call it.
 func (m *Machine) ExportAll() *Export {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+	return m.exportAll()
+}
+
+// Pin is ExportAll together with the key space after the same entry, which must be released. Any goroutine may call it; it
+// keeps the next entry waiting meanwhile.
+func (m *Machine) Pin() (*Export, *keyspace.Snapshot) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.exportAll(), m.space.Acquire()
+}
+
+func (m *Machine) exportAll() *Export {
 	x := m.export(0)
 	all := m.leases.All()
 	x.leases = make([]exportedLease, len(all))

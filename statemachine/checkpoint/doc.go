@@ -13,5 +13,7 @@
 //  4. Bounded memory: a block at a time on both sides. Whatever bytes a Reader is given, it returns an error or a
 //     state that a machine could be in; it allocates in proportion to what it was given.
 //
-// The package knows no disk and no network. Pin belongs to the goroutine that applies; the rest to any one goroutine.
+// A backup is a checkpoint followed by the SHA-256 of its bytes.
+//
+// The package knows no disk and no network. Any goroutine may call Pin; the rest belongs to one goroutine, any.
 package checkpoint

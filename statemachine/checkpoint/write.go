@@ -21,11 +21,11 @@ type Source struct {
 	snapshot *keyspace.Snapshot
 }
 
-// Pin pins the present state. The goroutine that applies calls it between two entries. Release ends it.
+// Pin pins the present state. Called between two entries by the goroutine that applies, it is of exactly the entry before.
+// Release ends it.
 func Pin(m *statemachine.Machine, epoch uint64) *Source {
-	s := &Source{export: m.ExportAll(), snapshot: m.Space().Acquire()}
-	s.header = Header{Summary: s.export.Summary, Epoch: epoch}
-	return s
+	export, snapshot := m.Pin()
+	return &Source{export: export, snapshot: snapshot, header: Header{Summary: export.Summary, Epoch: epoch}}
 }
 
 // Header returns what the checkpoint will say of itself.

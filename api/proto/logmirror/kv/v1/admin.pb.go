@@ -78,6 +78,121 @@ func (RegionState) EnumDescriptor() ([]byte, []int) {
 	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
+type SaveSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Consistency   *Consistency           `protobuf:"bytes,1,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotRequest) Reset() {
+	*x = SaveSnapshotRequest{}
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotRequest) ProtoMessage() {}
+
+func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SaveSnapshotRequest) GetConsistency() *Consistency {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
+type SaveSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First message only: that of the state.
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// The next bytes, in order: a checkpoint and the SHA-256 of it.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Last message only: how many bytes there were, all in all, and the SHA-256 of the checkpoint.
+	SizeBytes     uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Sha256        []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotResponse) Reset() {
+	*x = SaveSnapshotResponse{}
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotResponse) ProtoMessage() {}
+
+func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SaveSnapshotResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *SaveSnapshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *SaveSnapshotResponse) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SaveSnapshotResponse) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 type Region struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -90,7 +205,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[0]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -102,7 +217,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[0]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -115,7 +230,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Region) GetName() string {
@@ -151,7 +266,7 @@ type SetRegionStateRequest struct {
 
 func (x *SetRegionStateRequest) Reset() {
 	*x = SetRegionStateRequest{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[1]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -163,7 +278,7 @@ func (x *SetRegionStateRequest) String() string {
 func (*SetRegionStateRequest) ProtoMessage() {}
 
 func (x *SetRegionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[1]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -176,7 +291,7 @@ func (x *SetRegionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRegionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetRegionStateRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SetRegionStateRequest) GetRegion() string {
@@ -213,7 +328,7 @@ type SetRegionStateResponse struct {
 
 func (x *SetRegionStateResponse) Reset() {
 	*x = SetRegionStateResponse{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[2]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +340,7 @@ func (x *SetRegionStateResponse) String() string {
 func (*SetRegionStateResponse) ProtoMessage() {}
 
 func (x *SetRegionStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[2]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +353,7 @@ func (x *SetRegionStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRegionStateResponse.ProtoReflect.Descriptor instead.
 func (*SetRegionStateResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SetRegionStateResponse) GetHeader() *ResponseHeader {
@@ -271,7 +386,7 @@ type ListRegionsRequest struct {
 
 func (x *ListRegionsRequest) Reset() {
 	*x = ListRegionsRequest{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[3]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +398,7 @@ func (x *ListRegionsRequest) String() string {
 func (*ListRegionsRequest) ProtoMessage() {}
 
 func (x *ListRegionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[3]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +411,7 @@ func (x *ListRegionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRegionsRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListRegionsRequest) GetConsistency() *Consistency {
@@ -317,7 +432,7 @@ type ListRegionsResponse struct {
 
 func (x *ListRegionsResponse) Reset() {
 	*x = ListRegionsResponse{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[4]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -329,7 +444,7 @@ func (x *ListRegionsResponse) String() string {
 func (*ListRegionsResponse) ProtoMessage() {}
 
 func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[4]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -342,7 +457,7 @@ func (x *ListRegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegionsResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListRegionsResponse) GetHeader() *ResponseHeader {
@@ -373,7 +488,7 @@ type RegionRefusal struct {
 
 func (x *RegionRefusal) Reset() {
 	*x = RegionRefusal{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[5]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +500,7 @@ func (x *RegionRefusal) String() string {
 func (*RegionRefusal) ProtoMessage() {}
 
 func (x *RegionRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[5]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +513,7 @@ func (x *RegionRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionRefusal.ProtoReflect.Descriptor instead.
 func (*RegionRefusal) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RegionRefusal) GetRegion() string {
@@ -445,7 +560,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[6]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +572,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[6]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +585,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Settings) GetSessionTimeMilliseconds() int64 {
@@ -531,7 +646,7 @@ type GetSettingsRequest struct {
 
 func (x *GetSettingsRequest) Reset() {
 	*x = GetSettingsRequest{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[7]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +658,7 @@ func (x *GetSettingsRequest) String() string {
 func (*GetSettingsRequest) ProtoMessage() {}
 
 func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[7]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +671,7 @@ func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsRequest.ProtoReflect.Descriptor instead.
 func (*GetSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetSettingsRequest) GetConsistency() *Consistency {
@@ -577,7 +692,7 @@ type GetSettingsResponse struct {
 
 func (x *GetSettingsResponse) Reset() {
 	*x = GetSettingsResponse{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[8]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +704,7 @@ func (x *GetSettingsResponse) String() string {
 func (*GetSettingsResponse) ProtoMessage() {}
 
 func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[8]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +717,7 @@ func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsResponse.ProtoReflect.Descriptor instead.
 func (*GetSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetSettingsResponse) GetHeader() *ResponseHeader {
@@ -629,7 +744,7 @@ type ChangeSettingsRequest struct {
 
 func (x *ChangeSettingsRequest) Reset() {
 	*x = ChangeSettingsRequest{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[9]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +756,7 @@ func (x *ChangeSettingsRequest) String() string {
 func (*ChangeSettingsRequest) ProtoMessage() {}
 
 func (x *ChangeSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[9]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +769,7 @@ func (x *ChangeSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeSettingsRequest.ProtoReflect.Descriptor instead.
 func (*ChangeSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ChangeSettingsRequest) GetChanges() *Settings {
@@ -682,7 +797,7 @@ type ChangeSettingsResponse struct {
 
 func (x *ChangeSettingsResponse) Reset() {
 	*x = ChangeSettingsResponse{}
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[10]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +809,7 @@ func (x *ChangeSettingsResponse) String() string {
 func (*ChangeSettingsResponse) ProtoMessage() {}
 
 func (x *ChangeSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[10]
+	mi := &file_logmirror_kv_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +822,7 @@ func (x *ChangeSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeSettingsResponse.ProtoReflect.Descriptor instead.
 func (*ChangeSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_logmirror_kv_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChangeSettingsResponse) GetHeader() *ResponseHeader {
@@ -728,7 +843,15 @@ var File_logmirror_kv_v1_admin_proto protoreflect.FileDescriptor
 
 const file_logmirror_kv_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1blogmirror/kv/v1/admin.proto\x12\x0flogmirror.kv.v1\x1a\x18logmirror/kv/v1/kv.proto\"\x8f\x01\n" +
+	"\x1blogmirror/kv/v1/admin.proto\x12\x0flogmirror.kv.v1\x1a\x18logmirror/kv/v1/kv.proto\"U\n" +
+	"\x13SaveSnapshotRequest\x12>\n" +
+	"\vconsistency\x18\x01 \x01(\v2\x1c.logmirror.kv.v1.ConsistencyR\vconsistency\"\x9a\x01\n" +
+	"\x14SaveSnapshotResponse\x127\n" +
+	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\"\x8f\x01\n" +
 	"\x06Region\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.logmirror.kv.v1.RegionStateR\x05state\x12=\n" +
@@ -781,12 +904,13 @@ const file_logmirror_kv_v1_admin_proto_rawDesc = "" +
 	"\x18REGION_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11REGION_STATE_OPEN\x10\x01\x12\x18\n" +
 	"\x14REGION_STATE_DRAINED\x10\x02\x12\x17\n" +
-	"\x13REGION_STATE_FENCED\x10\x032\x88\x03\n" +
+	"\x13REGION_STATE_FENCED\x10\x032\xe7\x03\n" +
 	"\fAdminService\x12a\n" +
 	"\x0eSetRegionState\x12&.logmirror.kv.v1.SetRegionStateRequest\x1a'.logmirror.kv.v1.SetRegionStateResponse\x12X\n" +
 	"\vListRegions\x12#.logmirror.kv.v1.ListRegionsRequest\x1a$.logmirror.kv.v1.ListRegionsResponse\x12X\n" +
 	"\vGetSettings\x12#.logmirror.kv.v1.GetSettingsRequest\x1a$.logmirror.kv.v1.GetSettingsResponse\x12a\n" +
-	"\x0eChangeSettings\x12&.logmirror.kv.v1.ChangeSettingsRequest\x1a'.logmirror.kv.v1.ChangeSettingsResponseB?Z=github.com/logmirror/logmirror/api/proto/logmirror/kv/v1;kvv1b\x06proto3"
+	"\x0eChangeSettings\x12&.logmirror.kv.v1.ChangeSettingsRequest\x1a'.logmirror.kv.v1.ChangeSettingsResponse\x12]\n" +
+	"\fSaveSnapshot\x12$.logmirror.kv.v1.SaveSnapshotRequest\x1a%.logmirror.kv.v1.SaveSnapshotResponse0\x01B?Z=github.com/logmirror/logmirror/api/proto/logmirror/kv/v1;kvv1b\x06proto3"
 
 var (
 	file_logmirror_kv_v1_admin_proto_rawDescOnce sync.Once
@@ -801,57 +925,63 @@ func file_logmirror_kv_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_kv_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_logmirror_kv_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_logmirror_kv_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_logmirror_kv_v1_admin_proto_goTypes = []any{
 	(RegionState)(0),               // 0: logmirror.kv.v1.RegionState
-	(*Region)(nil),                 // 1: logmirror.kv.v1.Region
-	(*SetRegionStateRequest)(nil),  // 2: logmirror.kv.v1.SetRegionStateRequest
-	(*SetRegionStateResponse)(nil), // 3: logmirror.kv.v1.SetRegionStateResponse
-	(*ListRegionsRequest)(nil),     // 4: logmirror.kv.v1.ListRegionsRequest
-	(*ListRegionsResponse)(nil),    // 5: logmirror.kv.v1.ListRegionsResponse
-	(*RegionRefusal)(nil),          // 6: logmirror.kv.v1.RegionRefusal
-	(*Settings)(nil),               // 7: logmirror.kv.v1.Settings
-	(*GetSettingsRequest)(nil),     // 8: logmirror.kv.v1.GetSettingsRequest
-	(*GetSettingsResponse)(nil),    // 9: logmirror.kv.v1.GetSettingsResponse
-	(*ChangeSettingsRequest)(nil),  // 10: logmirror.kv.v1.ChangeSettingsRequest
-	(*ChangeSettingsResponse)(nil), // 11: logmirror.kv.v1.ChangeSettingsResponse
-	(*FrontendStatus)(nil),         // 12: logmirror.kv.v1.FrontendStatus
-	(*WriteOptions)(nil),           // 13: logmirror.kv.v1.WriteOptions
-	(*ResponseHeader)(nil),         // 14: logmirror.kv.v1.ResponseHeader
-	(*Consistency)(nil),            // 15: logmirror.kv.v1.Consistency
+	(*SaveSnapshotRequest)(nil),    // 1: logmirror.kv.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),   // 2: logmirror.kv.v1.SaveSnapshotResponse
+	(*Region)(nil),                 // 3: logmirror.kv.v1.Region
+	(*SetRegionStateRequest)(nil),  // 4: logmirror.kv.v1.SetRegionStateRequest
+	(*SetRegionStateResponse)(nil), // 5: logmirror.kv.v1.SetRegionStateResponse
+	(*ListRegionsRequest)(nil),     // 6: logmirror.kv.v1.ListRegionsRequest
+	(*ListRegionsResponse)(nil),    // 7: logmirror.kv.v1.ListRegionsResponse
+	(*RegionRefusal)(nil),          // 8: logmirror.kv.v1.RegionRefusal
+	(*Settings)(nil),               // 9: logmirror.kv.v1.Settings
+	(*GetSettingsRequest)(nil),     // 10: logmirror.kv.v1.GetSettingsRequest
+	(*GetSettingsResponse)(nil),    // 11: logmirror.kv.v1.GetSettingsResponse
+	(*ChangeSettingsRequest)(nil),  // 12: logmirror.kv.v1.ChangeSettingsRequest
+	(*ChangeSettingsResponse)(nil), // 13: logmirror.kv.v1.ChangeSettingsResponse
+	(*Consistency)(nil),            // 14: logmirror.kv.v1.Consistency
+	(*ResponseHeader)(nil),         // 15: logmirror.kv.v1.ResponseHeader
+	(*FrontendStatus)(nil),         // 16: logmirror.kv.v1.FrontendStatus
+	(*WriteOptions)(nil),           // 17: logmirror.kv.v1.WriteOptions
 }
 var file_logmirror_kv_v1_admin_proto_depIdxs = []int32{
-	0,  // 0: logmirror.kv.v1.Region.state:type_name -> logmirror.kv.v1.RegionState
-	12, // 1: logmirror.kv.v1.Region.frontends:type_name -> logmirror.kv.v1.FrontendStatus
-	0,  // 2: logmirror.kv.v1.SetRegionStateRequest.state:type_name -> logmirror.kv.v1.RegionState
-	13, // 3: logmirror.kv.v1.SetRegionStateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	14, // 4: logmirror.kv.v1.SetRegionStateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	1,  // 5: logmirror.kv.v1.SetRegionStateResponse.region:type_name -> logmirror.kv.v1.Region
-	15, // 6: logmirror.kv.v1.ListRegionsRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	14, // 7: logmirror.kv.v1.ListRegionsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	1,  // 8: logmirror.kv.v1.ListRegionsResponse.regions:type_name -> logmirror.kv.v1.Region
-	0,  // 9: logmirror.kv.v1.RegionRefusal.state:type_name -> logmirror.kv.v1.RegionState
-	12, // 10: logmirror.kv.v1.RegionRefusal.elsewhere:type_name -> logmirror.kv.v1.FrontendStatus
-	15, // 11: logmirror.kv.v1.GetSettingsRequest.consistency:type_name -> logmirror.kv.v1.Consistency
-	14, // 12: logmirror.kv.v1.GetSettingsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	7,  // 13: logmirror.kv.v1.GetSettingsResponse.settings:type_name -> logmirror.kv.v1.Settings
-	7,  // 14: logmirror.kv.v1.ChangeSettingsRequest.changes:type_name -> logmirror.kv.v1.Settings
-	13, // 15: logmirror.kv.v1.ChangeSettingsRequest.options:type_name -> logmirror.kv.v1.WriteOptions
-	14, // 16: logmirror.kv.v1.ChangeSettingsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
-	7,  // 17: logmirror.kv.v1.ChangeSettingsResponse.settings:type_name -> logmirror.kv.v1.Settings
-	2,  // 18: logmirror.kv.v1.AdminService.SetRegionState:input_type -> logmirror.kv.v1.SetRegionStateRequest
-	4,  // 19: logmirror.kv.v1.AdminService.ListRegions:input_type -> logmirror.kv.v1.ListRegionsRequest
-	8,  // 20: logmirror.kv.v1.AdminService.GetSettings:input_type -> logmirror.kv.v1.GetSettingsRequest
-	10, // 21: logmirror.kv.v1.AdminService.ChangeSettings:input_type -> logmirror.kv.v1.ChangeSettingsRequest
-	3,  // 22: logmirror.kv.v1.AdminService.SetRegionState:output_type -> logmirror.kv.v1.SetRegionStateResponse
-	5,  // 23: logmirror.kv.v1.AdminService.ListRegions:output_type -> logmirror.kv.v1.ListRegionsResponse
-	9,  // 24: logmirror.kv.v1.AdminService.GetSettings:output_type -> logmirror.kv.v1.GetSettingsResponse
-	11, // 25: logmirror.kv.v1.AdminService.ChangeSettings:output_type -> logmirror.kv.v1.ChangeSettingsResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 0: logmirror.kv.v1.SaveSnapshotRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	15, // 1: logmirror.kv.v1.SaveSnapshotResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	0,  // 2: logmirror.kv.v1.Region.state:type_name -> logmirror.kv.v1.RegionState
+	16, // 3: logmirror.kv.v1.Region.frontends:type_name -> logmirror.kv.v1.FrontendStatus
+	0,  // 4: logmirror.kv.v1.SetRegionStateRequest.state:type_name -> logmirror.kv.v1.RegionState
+	17, // 5: logmirror.kv.v1.SetRegionStateRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	15, // 6: logmirror.kv.v1.SetRegionStateResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	3,  // 7: logmirror.kv.v1.SetRegionStateResponse.region:type_name -> logmirror.kv.v1.Region
+	14, // 8: logmirror.kv.v1.ListRegionsRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	15, // 9: logmirror.kv.v1.ListRegionsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	3,  // 10: logmirror.kv.v1.ListRegionsResponse.regions:type_name -> logmirror.kv.v1.Region
+	0,  // 11: logmirror.kv.v1.RegionRefusal.state:type_name -> logmirror.kv.v1.RegionState
+	16, // 12: logmirror.kv.v1.RegionRefusal.elsewhere:type_name -> logmirror.kv.v1.FrontendStatus
+	14, // 13: logmirror.kv.v1.GetSettingsRequest.consistency:type_name -> logmirror.kv.v1.Consistency
+	15, // 14: logmirror.kv.v1.GetSettingsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	9,  // 15: logmirror.kv.v1.GetSettingsResponse.settings:type_name -> logmirror.kv.v1.Settings
+	9,  // 16: logmirror.kv.v1.ChangeSettingsRequest.changes:type_name -> logmirror.kv.v1.Settings
+	17, // 17: logmirror.kv.v1.ChangeSettingsRequest.options:type_name -> logmirror.kv.v1.WriteOptions
+	15, // 18: logmirror.kv.v1.ChangeSettingsResponse.header:type_name -> logmirror.kv.v1.ResponseHeader
+	9,  // 19: logmirror.kv.v1.ChangeSettingsResponse.settings:type_name -> logmirror.kv.v1.Settings
+	4,  // 20: logmirror.kv.v1.AdminService.SetRegionState:input_type -> logmirror.kv.v1.SetRegionStateRequest
+	6,  // 21: logmirror.kv.v1.AdminService.ListRegions:input_type -> logmirror.kv.v1.ListRegionsRequest
+	10, // 22: logmirror.kv.v1.AdminService.GetSettings:input_type -> logmirror.kv.v1.GetSettingsRequest
+	12, // 23: logmirror.kv.v1.AdminService.ChangeSettings:input_type -> logmirror.kv.v1.ChangeSettingsRequest
+	1,  // 24: logmirror.kv.v1.AdminService.SaveSnapshot:input_type -> logmirror.kv.v1.SaveSnapshotRequest
+	5,  // 25: logmirror.kv.v1.AdminService.SetRegionState:output_type -> logmirror.kv.v1.SetRegionStateResponse
+	7,  // 26: logmirror.kv.v1.AdminService.ListRegions:output_type -> logmirror.kv.v1.ListRegionsResponse
+	11, // 27: logmirror.kv.v1.AdminService.GetSettings:output_type -> logmirror.kv.v1.GetSettingsResponse
+	13, // 28: logmirror.kv.v1.AdminService.ChangeSettings:output_type -> logmirror.kv.v1.ChangeSettingsResponse
+	2,  // 29: logmirror.kv.v1.AdminService.SaveSnapshot:output_type -> logmirror.kv.v1.SaveSnapshotResponse
+	25, // [25:30] is the sub-list for method output_type
+	20, // [20:25] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_kv_v1_admin_proto_init() }
@@ -860,14 +990,14 @@ func file_logmirror_kv_v1_admin_proto_init() {
 		return
 	}
 	file_logmirror_kv_v1_kv_proto_init()
-	file_logmirror_kv_v1_admin_proto_msgTypes[6].OneofWrappers = []any{}
+	file_logmirror_kv_v1_admin_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_kv_v1_admin_proto_rawDesc), len(file_logmirror_kv_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
