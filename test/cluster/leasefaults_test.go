@@ -444,6 +444,7 @@ func TestOwnersClockJumps(t *testing.T) {
 		l.clocks["frontend-eu"].jump(time.Hour)
 		jumped := time.Now()
 		time.Sleep(10 * time.Second)
+		r.stop()
 		var refused, first time.Time
 		for _, c := range r.confirmations {
 			if c.at.After(jumped) {

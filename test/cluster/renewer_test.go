@@ -216,6 +216,7 @@ func (l *leaseTest) end(id int64, ttl time.Duration, failures int, renewers ...*
 		}
 	}
 	time.Sleep(time.Second) // until every region has seen it
+	l.referee.index()       // takes the lock that the regions' readers wrote under
 	lasted := end.first().Sub(last)
 	l.t.Logf("the lease of %v ended %v after its last confirmed renewal", ttl, lasted)
 	if least := time.Duration(float64(ttl) / (1 + l.drift)); lasted < least {
