@@ -90,6 +90,9 @@ const (
 	defaultMaxConcurrentStreams = 100_000
 	// stopCallsTimeout is how long Stop waits for unary calls under way.
 	stopCallsTimeout = time.Second
+	// streamWorkers are goroutines that take calls one after the other: their stacks have grown to what a call needs, which
+	// new goroutines do anew for each. Calls beyond them get goroutines of their own.
+	streamWorkers = 128
 	// keepalivePingMinimum is how often a client may ping; etcd's servers allow the same.
 	keepalivePingMinimum = 5 * time.Second
 	// serverPingInterval and serverPingTimeout find clients that are gone without a word, so that their watches end.
@@ -184,6 +187,7 @@ func (s *Server) newGRPC(further ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(limits.MaxRequestBytes + serving.RequestOverheadBytes),
 		grpc.MaxSendMsgSize(1<<31 - 1),
 		grpc.MaxConcurrentStreams(s.config.MaxConcurrentStreams),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: keepalivePingMinimum, PermitWithoutStream: true,
 		}),
