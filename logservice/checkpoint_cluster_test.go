@@ -356,3 +356,49 @@ func TestMemberThatWasAwayComesBackThroughASnapshot(t *testing.T) {
 		})
 	}
 }
+
+// TestCrashInEachStepOfASnapshot cuts the power of a member at operations of its disk spread over the staging and the
+// installation of a snapshot. Each time it starts again, with the old log or the new one, and catches up.
+func TestCrashInEachStepOfASnapshot(t *testing.T) {
+	for point := range uint64(8) {
+		t.Run(fmt.Sprint(point), func(t *testing.T) {
+			bubble(t, small, func(t *testing.T, c *testCluster) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				c.lead("us")
+				for _, region := range []string{"us", "eu"} {
+					go (&fakeFrontend{c: c, region: region, bytes: 300_000}).run(ctx)
+				}
+				go c.load(ctx, "eu", 1000, 10*time.Millisecond)
+				before := c.servers["ap"].Status().LastIndex
+				c.kill("ap")
+				c.until(time.Minute, "a log that begins above what the one away has", func() bool {
+					return c.servers["us"].Status().FirstIndex > before+100 && c.servers["eu"].Status().FirstIndex > before+100
+				})
+				ap := c.start("ap")
+				c.until(10*time.Second, "a snapshot to be staged", func() bool { return len(ap.store.List()) > 0 || ap.store.Bytes() > 0 })
+				c.disks["ap"].CrashAt(c.disks["ap"].Operations() + 1 + 4*point)
+				// A member whose staging fails goes on; only its log's disk ends it. Either way nothing of it works any more.
+				time.Sleep(2 * time.Second)
+				c.kill("ap")
+				c.disks["ap"].CrashAt(0)
+				ap = c.start("ap")
+				c.until(30*time.Second, "the one that crashed to catch up", func() bool {
+					return ap.Status().PublishedIndex+500 > c.servers["us"].Status().PublishedIndex
+				})
+				if state := ap.Status(); state.FirstIndex <= before {
+					t.Errorf("it has entries from %d on", state.FirstIndex)
+				}
+				// All that it has above its checkpoint is what the others have: tail checks.
+				fresh := &fakeFrontend{c: c, region: "ap"}
+				if err := fresh.bootstrap(ctx); err != nil {
+					t.Fatal(err)
+				}
+				end := ap.Status().PublishedIndex
+				if err := c.tail(ctx, "ap", fresh.applied+1, fresh.term, func(e *logv1.Entry) bool { return e.Index < end }); err != nil {
+					t.Errorf("tail of ap: %v", err)
+				}
+			})
+		})
+	}
+}
