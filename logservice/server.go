@@ -162,12 +162,16 @@ func (s *Server) open() (err error) {
 	return s.membershipChanged()
 }
 
+// handshakeTimeout is how long a new connection may take until it is ready for calls, encryption included.
+const handshakeTimeout = 10 * time.Second
+
 // serve runs everything.
 func (s *Server) serve() {
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
 		grpc.InitialWindowSize(4 << 20), grpc.InitialConnWindowSize(8 << 20),
-		grpc.WaitForHandlers(true),
+		grpc.WaitForHandlers(true), grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.ChainUnaryInterceptor(authorizeUnary), grpc.ChainStreamInterceptor(authorizeStream),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
 	}

@@ -55,7 +55,7 @@ func eventually(t *testing.T, what string, condition func(ctx context.Context) e
 // binaries builds the processes once for all tests of the package.
 var binaries = sync.OnceValues(func() (directory string, err error) {
 	directory = os.Getenv(binariesVariable)
-	command := exec.Command("go", "build", "-o", directory+string(filepath.Separator), "../../cmd/logsvc", "../../cmd/frontend")
+	command := exec.Command("go", "build", "-o", directory+string(filepath.Separator), "../../cmd/logsvc", "../../cmd/frontend", "../../cmd/kvctl")
 	if output, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, output)
 	}

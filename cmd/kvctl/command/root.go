@@ -119,7 +119,8 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringVar(&o.tls.Authority, "cacert", "", "authority `file` that the frontend's certificate must be signed by")
 	root.AddCommand(
 		newPut(o), newGet(o), newList(o), newDelete(o), newCompareAndSwap(o), newTxn(o), newWatch(o), newLease(o),
-		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o), newSettings(o), newSnapshot(o),
+		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
+		newSettings(o), newSnapshot(o), newCerts(o),
 	)
 	for _, c := range allCommands(root) {
 		if c.Args != nil {
