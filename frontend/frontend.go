@@ -98,6 +98,8 @@ const (
 	// serverPingInterval and serverPingTimeout find clients that are gone without a word, so that their watches end.
 	serverPingInterval = 2 * time.Hour
 	serverPingTimeout  = 20 * time.Second
+	// handshakeTimeout is how long a new connection may take until it is ready for calls, encryption included.
+	handshakeTimeout = 10 * time.Second
 )
 
 // Server is a running frontend.
@@ -186,6 +188,7 @@ func (s *Server) newGRPC(further ...grpc.ServerOption) *grpc.Server {
 		grpc.ForceServerCodecV2(wire.NewCodec()),
 		grpc.MaxRecvMsgSize(limits.MaxRequestBytes + serving.RequestOverheadBytes),
 		grpc.MaxSendMsgSize(1<<31 - 1),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(s.config.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{

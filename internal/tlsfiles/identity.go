@@ -3,6 +3,7 @@ package tlsfiles
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
 
@@ -27,7 +28,9 @@ const (
 type Identity struct{ Role, Name string }
 
 // URI returns the subject alternative name that says so.
-func (i Identity) URI() *url.URL { return &url.URL{Scheme: "logmirror", Host: i.Role, Path: "/" + i.Name} }
+func (i Identity) URI() *url.URL {
+	return &url.URL{Scheme: "logmirror", Host: i.Role, Path: "/" + i.Name}
+}
 
 // String returns it as people read it.
 func (i Identity) String() string {
@@ -46,7 +49,7 @@ func IdentityOf(certificate *x509.Certificate) (Identity, error) {
 			continue
 		}
 		if found != (Identity{}) {
-			return Identity{}, fmt.Errorf("the certificate has more than one logmirror:// name")
+			return Identity{}, errors.New("the certificate has more than one logmirror:// name")
 		}
 		if uri.Host == "" || len(uri.Path) < 2 || uri.RawQuery != "" || uri.Fragment != "" {
 			return Identity{}, fmt.Errorf("the certificate's name %q is not logmirror://ROLE/NAME", uri)
