@@ -314,6 +314,9 @@ func (s *Server) Status() *logv1.StatusResponse {
 	if state.NoSpace {
 		answer.Alarms = append(answer.Alarms, "no space for the log: appends are refused")
 	}
+	if err := s.storage.ReserveError(); err != nil && !state.NoSpace {
+		answer.Alarms = append(answer.Alarms, "no space for the next segment of the log: "+err.Error())
+	}
 	if state.Stalled {
 		answer.Alarms = append(answer.Alarms, "the disk does not take writes")
 	}

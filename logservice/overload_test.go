@@ -1,0 +1,124 @@
+package logservice
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
+
+// One frontend floods and one voter hears nothing: no member holds more than the bounds allow, the flood is told to slow
+// down, and who writes through another member waits no longer than without it.
+func TestFloodAndStuckFollower(t *testing.T) {
+	const streamBytes, payloadBytes = 20_000, 1000
+	s := newSimulation(1, PublicationQuorum, simProfiles[0], checkAll)
+	s.quiet = true
+	s.run(time.Second)
+	leader := s.leader()
+	if leader == nil {
+		t.Fatal("no leader")
+	}
+	var others []*simNode
+	for _, n := range s.nodes {
+		n.member.config.MaxGroupBytes = 1 << 20
+		n.member.inFlight.maxStreamBytes, n.member.inFlight.maxBytes = streamBytes, 2*streamBytes
+		if n != leader && slices.Contains(leader.member.voters, n.id) {
+			others = append(others, n)
+		}
+	}
+	stuck, polite := others[0], others[1]
+
+	// write proposes through the polite member and returns how long it takes until that member publishes it.
+	write := func(each func()) time.Duration {
+		began := s.now
+		s.propose(polite)
+		seq := polite.seq
+		for !s.checker.settled[[2]uint64{uint64(polite.index + 1), seq}] || polite.published < s.checker.highest() && each == nil {
+			if s.failure != "" || s.now-began > time.Second {
+				t.Fatalf("after %v: %s", s.now-began, s.failure)
+			}
+			if each != nil {
+				each()
+			}
+			s.run(time.Millisecond)
+		}
+		return s.now - began
+	}
+	s.isolate([]*simNode{stuck})
+	var alone, beside []time.Duration
+	for range 20 {
+		alone = append(alone, write(nil))
+	}
+
+	most := 0
+	flood := func() {
+		for range 20 {
+			leader.seq++
+			leader.step(Propose{Stream: 1, Proposal: &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH,
+				Session: uint64(leader.index + 1), Seq: leader.seq, Payload: make([]byte, payloadBytes)}})
+		}
+		for _, n := range s.nodes {
+			held := n.member.log.bytes + n.member.inFlight.bytes
+			for _, m := range n.member.groups.queue {
+				held += entriesBytes(m.GetEntries())
+			}
+			most = max(most, held)
+		}
+	}
+	for range 20 {
+		beside = append(beside, write(flood))
+	}
+	// What is in flight counts in the log, in the queue to the disk and in the account, at most once each.
+	if limit := 3*(streamBytes+2*payloadBytes) + 2*400; most > limit {
+		t.Errorf("a member held %d bytes, the bound is %d", most, limit)
+	}
+	if s.counts["rejection"] == 0 {
+		t.Error("the flood was not told to slow down")
+	}
+	if slices.Max(beside) > slices.Max(alone)+10*time.Millisecond {
+		t.Errorf("beside a flood a write takes up to %v, alone %v", slices.Max(beside), slices.Max(alone))
+	}
+	t.Logf("held %d bytes at most, %d rejections; alone %v, beside the flood %v at most", most, s.counts["rejection"],
+		slices.Max(alone), slices.Max(beside))
+
+	// The one that was stuck catches up.
+	s.heal()
+	s.run(3 * time.Second)
+	if s.failure != "" || stuck.published < s.checker.highest() {
+		t.Errorf("afterwards %d of %d: %s", stuck.published, s.checker.highest(), s.failure)
+	}
+}
+
+// What tails share does not grow with what a tail has not read: beyond the bound it is read from the disk.
+func TestTailsHoldBoundedMemory(t *testing.T) {
+	const maxBytes = 10_000
+	storage := &memoryStorage{}
+	p := newPublished(storage, 0, maxBytes)
+	for i := range uint64(1000) {
+		data := encodeEnvelope(envelopeHeader{kind: logv1.EntryKind_ENTRY_KIND_BATCH, stamp: 1, session: 1, seq: i + 1,
+			payload: fmt.Appendf(nil, "%0200d", i)})
+		if err := storage.write(Group{Entries: []Entry{{Index: i + 1, Term: 1, Data: data}}}); err != nil {
+			t.Fatal(err)
+		}
+		stored, err := storage.Entries(i+1, i+2, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.advance(&Effects{Published: i + 1, Durable: i + 1, Entries: []*raftpb.Entry{raftEntry(stored[0])}})
+		if p.bytes > maxBytes {
+			t.Fatalf("%d bytes at entry %d, the bound is %d", p.bytes, i+1, maxBytes)
+		}
+	}
+	// One that begins to read only now gets all.
+	for next := uint64(1); next <= 1000; {
+		entries, err := p.read(next, 3000)
+		if err != nil || len(entries) == 0 || entries[0].Index != next {
+			t.Fatalf("from %d: %d entries, %v", next, len(entries), err)
+		}
+		next += uint64(len(entries))
+	}
+}
