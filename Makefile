@@ -37,6 +37,10 @@ simulate: ## Run SEEDS seeded schedules of the log service from seed FROM on, on
 SEEDS ?= 100000
 FROM ?= 0
 
+.PHONY: model
+model: ## Let spin search the model of publication and read rounds (LIMIT seconds for each search; needs spin and gcc)
+	logservice/spec/run.sh
+
 .PHONY: mutants
 mutants: ## Break each rule of the log service in turn, and write down how soon the schedules show it
 	$(GO) test -count 1 -timeout 0 -v ./logservice/mutation -mutation.table $(CURDIR)/logservice/MUTANTS.md

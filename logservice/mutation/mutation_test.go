@@ -142,7 +142,7 @@ func TestMutants(t *testing.T) {
 }
 
 // profiles is the number of profiles that seeds take in turn.
-const profiles = 7
+const profiles = 8
 
 // row searches for a mutant twice: by outcomes alone, and by all checks.
 func row(t *testing.T, binary string, m mutant) string {
