@@ -314,3 +314,38 @@ func TestRowsAddUp(t *testing.T) {
 	})
 	refused("a head of another entry", true)
 }
+
+// TestDamageOfEachPage flips a bit in the head and in the body of every page, and cuts the file before it.
+func TestDamageOfEachPage(t *testing.T) {
+	directory := t.TempDir()
+	file := filepath.Join(directory, "whole")
+	states := written(t, file, machinetest.NewLog(testIdentity.ClusterID, 12), 200)
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(directory, "damaged")
+	check := func(what string, page int, content []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		im, m, err := Open(testConfig(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m != nil && machinetest.Dump(t, m) != states[m.Index()] {
+			t.Errorf("%s of page %d was not found, and the state is wrong", what, page)
+		}
+		im.Close(false)
+	}
+	for page := range len(whole) / os.Getpagesize() {
+		at := page * os.Getpagesize()
+		for _, offset := range []int{2, 9, pageHeaderBytes + 3, os.Getpagesize() / 2, os.Getpagesize() - 5} {
+			damaged := bytes.Clone(whole)
+			damaged[at+offset] ^= 4
+			check(fmt.Sprintf("a bit at %d", offset), page, damaged)
+		}
+		check("the loss", page, whole[:at])
+	}
+}
