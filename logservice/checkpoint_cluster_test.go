@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,24 +31,24 @@ type fakeFrontend struct {
 	region string
 	// spoil changes what it builds; nil for the truth.
 	spoil func(name *logv1.CheckpointName, data []byte) (*logv1.CheckpointName, []byte)
-	// mute lets it build nothing.
-	mute bool
+	// honest takes spoil away, mute lets it build nothing.
+	honest, mute atomic.Bool
 	// bytes is the size of a checkpoint.
 	bytes int
 
-	session uint64
-	applied uint64
-	sum     [32]byte
-	term    uint64
-	built   int
-	errs    []error
+	session, applied atomic.Uint64
+	built            atomic.Int64
+	failed           atomic.Pointer[error]
+	sum              [32]byte
+	term             uint64
 }
 
 // run tails until ctx ends. It survives the loss of streams.
 func (f *fakeFrontend) run(ctx context.Context) {
 	id := uint64(len(f.region)) + uint64(f.region[0])<<8 + uint64(f.region[1])<<16
 	open, _ := proto.Marshal(&logv1.OpenSession{FrontendId: id, Incarnation: 1, Region: f.region})
-	for seq := uint64(1); ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+	var seq atomic.Uint64
+	for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
 		stream, err := f.c.client(f.region).Append(ctx)
 		if err != nil || stream.Send(&logv1.AppendRequest{Handshake: &logv1.Handshake{}}) != nil {
 			continue
@@ -57,9 +58,8 @@ func (f *fakeFrontend) run(ctx context.Context) {
 			defer cancel()
 			for tailCtx.Err() == nil {
 				p := &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, Payload: open}
-				if f.session != 0 {
-					p = &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: f.session, Seq: seq}
-					seq++
+				if session := f.session.Load(); session != 0 {
+					p = &logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: session, Seq: seq.Add(1)}
 				}
 				if stream.Send(&logv1.AppendRequest{Proposals: []*logv1.Proposal{p}}) != nil {
 					return
@@ -67,11 +67,11 @@ func (f *fakeFrontend) run(ctx context.Context) {
 				time.Sleep(time.Second)
 			}
 		}()
-		err = f.c.tail(tailCtx, f.region, f.applied+1, f.term, func(e *logv1.Entry) bool { f.apply(ctx, id, e); return true })
+		err = f.c.tail(tailCtx, f.region, f.applied.Load()+1, f.term, func(e *logv1.Entry) bool { f.apply(ctx, id, e); return true })
 		cancel()
 		if status.Code(err) == codes.OutOfRange {
 			if err := f.bootstrap(ctx); err != nil {
-				f.errs = append(f.errs, err)
+				f.failed.Store(&err)
 			}
 		}
 	}
@@ -79,7 +79,8 @@ func (f *fakeFrontend) run(ctx context.Context) {
 
 func (f *fakeFrontend) apply(ctx context.Context, id uint64, e *logv1.Entry) {
 	f.sum = sha256.Sum256(fmt.Appendf(f.sum[:], "%d %d %x", e.Index, e.Term, e.Envelope))
-	f.applied, f.term = e.Index, e.Term
+	f.term = e.Term
+	f.applied.Store(e.Index)
 	envelope := &logv1.Envelope{}
 	if proto.Unmarshal(e.Envelope, envelope) != nil {
 		return
@@ -88,20 +89,20 @@ func (f *fakeFrontend) apply(ctx context.Context, id uint64, e *logv1.Entry) {
 	case logv1.EntryKind_ENTRY_KIND_OPEN_SESSION:
 		open := &logv1.OpenSession{}
 		if proto.Unmarshal(envelope.Payload, open) == nil && open.FrontendId == id {
-			f.session = e.Index
+			f.session.Store(e.Index)
 		}
 	case logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST:
 		request := &logv1.CheckpointRequest{}
-		if proto.Unmarshal(envelope.Payload, request) != nil || f.mute {
+		if proto.Unmarshal(envelope.Payload, request) != nil || f.mute.Load() {
 			return
 		}
 		for _, session := range request.BuilderSessions {
-			if session == f.session {
+			if session == f.session.Load() {
 				name, data := fakeState(e.Index, f.sum, f.bytes)
-				if f.spoil != nil {
+				if f.spoil != nil && !f.honest.Load() {
 					name, data = f.spoil(name, data)
 				}
-				f.built++
+				f.built.Add(1)
 				go func() {
 					for ctx.Err() == nil {
 						err := f.c.upload(ctx, f.region, session, name, data)
@@ -128,7 +129,8 @@ func (f *fakeFrontend) bootstrap(ctx context.Context) error {
 	}
 	var sum []byte
 	_, _ = fmt.Sscanf(string(data), "%d %x\n", &index, &sum)
-	f.sum, f.applied, f.term = [32]byte(sum), index, first.Term
+	f.sum, f.term = [32]byte(sum), first.Term
+	f.applied.Store(index)
 	return nil
 }
 
@@ -244,8 +246,8 @@ func TestLogStaysWithinItsSize(t *testing.T) {
 			}
 		}
 		for _, f := range frontends {
-			if f.built == 0 || len(f.errs) > 0 {
-				t.Errorf("%s built %d checkpoints, errors %v", f.region, f.built, f.errs)
+			if f.built.Load() == 0 || f.failed.Load() != nil {
+				t.Errorf("%s built %d checkpoints, errors %v", f.region, f.built.Load(), f.failed.Load())
 			}
 		}
 		// A new frontend finds the log trimmed and begins with a checkpoint.
@@ -258,7 +260,7 @@ func TestLogStaysWithinItsSize(t *testing.T) {
 			t.Fatal(err)
 		}
 		go fresh.run(ctx)
-		c.until(10*time.Second, "a new frontend that has caught up", func() bool { return fresh.applied+500 > frontends[2].applied })
+		c.until(10*time.Second, "a new frontend that has caught up", func() bool { return fresh.applied.Load()+500 > frontends[2].applied.Load() })
 	})
 }
 
@@ -276,7 +278,9 @@ func TestWrongAndMissingCheckpoints(t *testing.T) {
 		for _, f := range frontends {
 			go f.run(ctx)
 		}
-		c.until(10*time.Second, "sessions", func() bool { return frontends[0].session*frontends[1].session*frontends[2].session != 0 })
+		c.until(10*time.Second, "sessions", func() bool {
+			return frontends[0].session.Load()*frontends[1].session.Load()*frontends[2].session.Load() != 0
+		})
 		for range 4 {
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 			answer, err := c.client("ap").RequestCheckpoint(ctx, &logv1.RequestCheckpointRequest{})
@@ -287,10 +291,10 @@ func TestWrongAndMissingCheckpoints(t *testing.T) {
 			if bad, _ := fakeState(answer.Checkpoint.Index, [32]byte{1, 2, 3}, 1000); bytes.Equal(bad.Sha256, answer.Checkpoint.Sha256) {
 				t.Fatal("the wrong one was sealed")
 			}
-			frontends[2].mute = true
-			frontends[0].spoil = nil
+			frontends[2].mute.Store(true)
+			wrong.honest.Store(true)
 		}
-		if wrong.built == 0 {
+		if wrong.built.Load() == 0 {
 			t.Error("the wrong one was never asked")
 		}
 	})
@@ -311,7 +315,7 @@ func TestMemberThatWasAwayComesBackThroughASnapshot(t *testing.T) {
 				}
 				go c.load(ctx, "eu", 1000, 5*time.Millisecond)
 				time.Sleep(time.Second)
-				before, applied := c.servers["ap"].Status().LastIndex, frontends[1].applied
+				before, applied := c.servers["ap"].Status().LastIndex, frontends[1].applied.Load()
 				if crash {
 					c.kill("ap")
 				} else {
@@ -320,8 +324,8 @@ func TestMemberThatWasAwayComesBackThroughASnapshot(t *testing.T) {
 				c.until(time.Minute, "a log that begins above what the one away has", func() bool {
 					return c.servers["us"].Status().FirstIndex > before+5000 && c.servers["eu"].Status().FirstIndex > before+5000
 				})
-				if frontends[1].applied < applied+5000 {
-					t.Errorf("eu's frontend has come from %d to %d only", applied, frontends[1].applied)
+				if frontends[1].applied.Load() < applied+5000 {
+					t.Errorf("eu's frontend has come from %d to %d only", applied, frontends[1].applied.Load())
 				}
 				if crash {
 					c.start("ap")
@@ -345,7 +349,7 @@ func TestMemberThatWasAwayComesBackThroughASnapshot(t *testing.T) {
 					t.Fatal(err)
 				}
 				go fresh.run(ctx)
-				c.until(10*time.Second, "a frontend at ap that has caught up", func() bool { return fresh.applied+500 > frontends[1].applied })
+				c.until(10*time.Second, "a frontend at ap that has caught up", func() bool { return fresh.applied.Load()+500 > frontends[1].applied.Load() })
 				c.kill("ap")
 				ap = c.start("ap")
 				c.until(10*time.Second, "ap after a restart", func() bool {
@@ -395,7 +399,7 @@ func TestCrashInEachStepOfASnapshot(t *testing.T) {
 					t.Fatal(err)
 				}
 				end := ap.Status().PublishedIndex
-				if err := c.tail(ctx, "ap", fresh.applied+1, fresh.term, func(e *logv1.Entry) bool { return e.Index < end }); err != nil {
+				if err := c.tail(ctx, "ap", fresh.applied.Load()+1, fresh.term, func(e *logv1.Entry) bool { return e.Index < end }); err != nil {
 					t.Errorf("tail of ap: %v", err)
 				}
 			})

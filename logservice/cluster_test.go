@@ -71,7 +71,10 @@ func bubble(t *testing.T, config func(region string, c *Config), test func(t *te
 			c.disks[region] = disk.NewMemory(uint64(i))
 		}
 		defer func() {
-			for _, conn := range c.conns {
+			c.mu.Lock()
+			conns := c.conns
+			c.mu.Unlock()
+			for _, conn := range conns {
 				conn.Close()
 			}
 			for _, s := range c.servers {
