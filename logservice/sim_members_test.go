@@ -72,7 +72,9 @@ func (s *simulation) membersAnswered(n *simNode, effects *Effects) {
 	}
 	if effects.Removed {
 		s.counts.add("removed member that noticed")
-		n.crash()
+		if s.profile.name == membershipProfileName {
+			n.crash()
+		} // In other profiles ids come back, with the disk they went with: the process goes on.
 	}
 	if len(n.membersJoint()) > 0 && s.profile.name == membershipProfileName {
 		s.errorf("node %d has a joint configuration", n.index)
