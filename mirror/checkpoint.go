@@ -36,7 +36,8 @@ var (
 )
 
 // checkpoints builds the checkpoints that the log asks this frontend for, one at a time, beside everything else. A failure
-// is logged and counted; it concerns nobody here, since the log asks others, or again.
+// is logged and counted; it concerns nobody here, since the log asks others, or again. But memory that is found damaged on
+// the way ends the mirror.
 type checkpoints struct {
 	mirror *Mirror
 	// end ends the build before; ended is closed when it has. They belong to the goroutine that applies.
@@ -124,6 +125,9 @@ func (c *checkpoints) run(ctx context.Context, source *checkpoint.Source, sessio
 		m.config.Logger.Info("a checkpoint was made", "index", index, "bytes", name.GetSizeBytes(),
 			"sha256", fmt.Sprintf("%x", name.GetSha256()), "duration", time.Since(began).Round(time.Millisecond))
 	case m.ctx.Err() != nil:
+	case errors.Is(err, checkpoint.ErrRotten):
+		m.metrics.checkpoints.WithLabelValues("failed").Inc()
+		m.quarantine("memory is damaged: " + err.Error())
 	default:
 		m.metrics.checkpoints.WithLabelValues("failed").Inc()
 		m.config.Logger.Warn("a checkpoint was not made; the log asks again", "index", index, "reason", err)

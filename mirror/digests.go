@@ -29,6 +29,10 @@ const (
 	// scrubStepBytes is checked in one go; scrubShare of the time is spent on it.
 	scrubStepBytes = 256 << 10
 	scrubShare     = 10
+	// A mirror that found itself right in a tie hears of the same tie again until the other is done; it looks again after
+	// tieRest, and spends at most one part in tieShare of its time on it.
+	tieRest  = time.Minute
+	tieShare = 10
 )
 
 // digests reports what the mirror's state sums up to, hears how it compares with that of others, and checks on its own
@@ -41,6 +45,9 @@ type digests struct {
 	// verdict is the one that is being looked into.
 	verdict *logv1.DigestVerdict
 	wake    chan struct{}
+
+	// tieAgain is when a tie is looked into again. It belongs to the goroutine of scrubLoop.
+	tieAgain time.Duration
 }
 
 func newDigests(m *Mirror) *digests {
@@ -210,17 +217,20 @@ func (d *digests) settleTie() {
 	verdict := d.verdict
 	d.verdict = nil
 	d.mu.Unlock()
-	if verdict == nil || !d.scrub(1) {
+	began := m.config.Clock()
+	if verdict == nil || began < d.tieAgain || !d.scrub(1) {
 		return
 	}
 	err := m.replayCheck(m.ctx, verdict.GetIndex())
+	ended := m.config.Clock()
+	d.tieAgain = ended + max(tieRest, (tieShare-1)*(ended-began))
 	var other *differsError
 	switch {
 	case m.ctx.Err() != nil:
 	case errors.As(err, &other):
 		m.quarantine(err.Error())
 	case err != nil:
-		// The next digest asks again.
+		// A later digest asks again.
 		m.config.Logger.Warn("this mirror could not be checked against the log", "reason", err)
 	default:
 		m.config.Logger.Info("this mirror was checked against the log and is right", "index", verdict.GetIndex())

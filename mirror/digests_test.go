@@ -6,11 +6,17 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/logclient"
+	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
@@ -188,3 +194,207 @@ func TestScrubFindsWhatRots(t *testing.T) {
 		})
 	}
 }
+
+// What a checkpoint is made of is looked at on the way: a mirror that finds damage there ends at once, the checkpoint with
+// it, and does not wait for the next scrub.
+func TestACheckpointFindsWhatRots(t *testing.T) {
+	fakeBubble(t, func(t *testing.T, l *fakeLog) {
+		l.serve("us")
+		m := l.ready("us")
+		l.put(m, 20)
+		c := testCluster{t: t, mirrors: map[string]*Mirror{"us": m}}
+		session, _, _ := m.SessionHolder()
+		var key string
+		snapshot := m.Machine().Space().Acquire()
+		if err := snapshot.Range(nil, nil, 0, func(v keyspace.Version) bool { key = string(v.Key); return len(v.Value) == 0 }); err != nil {
+			t.Fatal(err)
+		}
+		snapshot.Release()
+		c.flip("us", key, false)
+		l.request(1, session)
+		if reason := c.quarantined("us", 10*time.Second); !strings.Contains(reason, "memory is damaged") {
+			t.Errorf("reason: %s", reason)
+		}
+		l.with(func() {
+			if name := l.reports[session]; name != nil {
+				t.Errorf("reported %v", name)
+			}
+		})
+	})
+}
+
+// A mirror that is right in a tie says so once and then rests, however often the tie is told: a replay is the whole state.
+func TestATieIsNotLookedIntoAllTheTime(t *testing.T) {
+	bubble(t, func(t *testing.T, c *testCluster) {
+		c.startAll()
+		m := c.mirrors["us"]
+		for range 30 {
+			c.put("us", "k", "v")
+			time.Sleep(time.Second)
+		}
+		tie := func() {
+			m.digests.mu.Lock()
+			index := m.digests.kept[len(m.digests.kept)-1].Index
+			m.digests.mu.Unlock()
+			m.digests.Judged([]*logv1.DigestVerdict{{
+				Session: m.Identity().Session, Index: index, Verdict: logv1.DigestVerdict_VERDICT_TIE, Reports: 2, Agreeing: 1,
+			}})
+			synctest.Wait()
+		}
+		tie()
+		c.await(time.Minute, "the tie is settled", func() bool { synctest.Wait(); return m.digests.tieAgain > m.config.Clock() })
+		again := m.digests.tieAgain
+		for range 5 {
+			time.Sleep(5 * time.Second)
+			tie()
+		}
+		if m.digests.tieAgain != again {
+			t.Error("the same tie was looked into again at once")
+		}
+		time.Sleep(2 * tieRest)
+		tie()
+		c.await(time.Minute, "a later tie is settled", func() bool { synctest.Wait(); return m.digests.tieAgain > again })
+		if err := m.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// otherBuild is a frontend of another build, as far as digests go: it reports at each index at which they are due.
+type otherBuild struct {
+	client   *logclient.Client
+	reporter *logclient.Reporter
+	session  uint64
+	report   logv1.DigestReport
+
+	mu       sync.Mutex
+	verdicts []*logv1.DigestVerdict
+}
+
+func (*otherBuild) ReportUp()                       {}
+func (*otherBuild) Reported([]*logv1.AppliedReport) {}
+func (o *otherBuild) Judged(verdicts []*logv1.DigestVerdict) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.verdicts = append(o.verdicts, verdicts...)
+}
+
+func (o *otherBuild) told() []*logv1.DigestVerdict {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.verdicts
+}
+
+// Applied implements Observer, of a mirror that says when digests are due.
+func (o *otherBuild) Applied(a *statemachine.Applied) {
+	if a.DigestDue {
+		report := proto.CloneOf(&o.report)
+		report.Session, report.Index = o.session, a.Index
+		o.reporter.SendDigest(report)
+	}
+}
+
+func (c *testCluster) otherBuild(region string, session uint64, applyVersion, digestVersion uint32, digest string) *otherBuild {
+	c.t.Helper()
+	o := &otherBuild{session: session}
+	o.report.ApplyVersion, o.report.DigestVersion, o.report.Digest = applyVersion, digestVersion, []byte(digest)
+	config := logclient.Config{Name: "other", Region: region, FrontendID: session, Dial: c.net.Region(region).Dial}
+	for _, r := range testRegions {
+		config.Members = append(config.Members, r+":1")
+	}
+	var err error
+	if o.client, err = logclient.Open(config); err != nil {
+		c.t.Fatal(err)
+	}
+	o.reporter = o.client.Reporter(o)
+	o.reporter.Listen(session)
+	return o
+}
+
+// While a cluster is upgraded, builds that make digests in another way, or apply in another version, are compared with
+// their like only: nobody is quarantined, although each would be the minority or in a tie among all. One that reports
+// another digest of the same versions is told, so the reports do arrive.
+func TestBuildsOfOtherVersionsRaiseNoAlarm(t *testing.T) {
+	bubble(t, func(t *testing.T, c *testCluster) {
+		const digests, applies = statemachine.DigestVersion, statemachine.ApplyVersion
+		others := []*otherBuild{
+			c.otherBuild("us", 1_000_001, applies, digests+1, "of another way"),
+			c.otherBuild("eu", 1_000_002, applies, digests+1, "of another way"),
+			c.otherBuild("ap", 1_000_003, applies, digests+1, "of another way"),
+			c.otherBuild("eu", 1_000_004, applies+1, digests, "of later rules"),
+			c.otherBuild("ap", 1_000_005, applies+1, digests, "of later rules"),
+		}
+		wrong := c.otherBuild("ap", 1_000_006, applies, digests, "wrong")
+		alarmed := func() (alarms []string) {
+			for _, member := range c.mirrors["us"].LogStatus(t.Context()) {
+				alarms = append(alarms, member.Status.GetAlarms()...)
+			}
+			return alarms
+		}
+		var wrongToo atomic.Bool
+		c.config = func(config *Config) {
+			if config.Region != "us" {
+				return
+			}
+			config.NewObservers = func(*statemachine.Machine, *Mirror) []Observer {
+				observers := []Observer{observer{c}, observerFunc(func(a *statemachine.Applied) {
+					if wrongToo.Load() {
+						wrong.Applied(a)
+					}
+				})}
+				for _, o := range others {
+					observers = append(observers, o)
+				}
+				return observers
+			}
+		}
+		defer func() {
+			for _, o := range append(others, wrong) {
+				o.reporter.Close()
+				o.client.Close()
+			}
+		}()
+		c.startAll()
+		rounds := func() {
+			for i := range 30 {
+				c.put(testRegions[i%3], "k", fmt.Sprint(i))
+				time.Sleep(time.Second)
+			}
+		}
+		fine := func() {
+			t.Helper()
+			for region, m := range c.mirrors {
+				if err := m.Err(); err != nil {
+					t.Errorf("%s: %v", region, err)
+				}
+			}
+			for _, o := range others {
+				if told := o.told(); len(told) > 0 {
+					t.Errorf("session %d: %v", o.session, told)
+				}
+			}
+		}
+		rounds()
+		fine()
+		if alarms := alarmed(); len(alarms) > 0 {
+			t.Errorf("alarms: %v", alarms)
+		}
+		wrongToo.Store(true)
+		rounds()
+		fine()
+		told := wrong.told()
+		if len(told) == 0 {
+			t.Fatal("a mirror with another digest of the same versions was told nothing")
+		}
+		if v := told[0]; v.GetVerdict() != logv1.DigestVerdict_VERDICT_MINORITY || v.GetReports() != 4 || v.GetAgreeing() != 1 {
+			t.Errorf("verdict %v", v)
+		}
+		if alarms := alarmed(); len(alarms) == 0 {
+			t.Error("no alarm says so")
+		}
+	})
+}
+
+type observerFunc func(*statemachine.Applied)
+
+func (f observerFunc) Applied(a *statemachine.Applied) { f(a) }
