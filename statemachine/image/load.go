@@ -27,7 +27,10 @@ func load(db *bbolt.DB, identity Identity, options statemachine.Options) (*state
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { _ = tx.Rollback() }()
+	defer func() {
+		dropResident(tx)
+		_ = tx.Rollback()
+	}()
 	h, err := readHead(tx)
 	if h == nil || err != nil {
 		return nil, nil, err

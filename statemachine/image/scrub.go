@@ -32,7 +32,10 @@ func (im *Image) Scrub(pause func(bytes int) error) error {
 		if err != nil {
 			return err
 		}
-		defer func() { _ = tx.Rollback() }()
+		defer func() {
+			dropResident(tx)
+			_ = tx.Rollback()
+		}()
 		file, err := os.Open(im.config.Path)
 		if err != nil {
 			return err
