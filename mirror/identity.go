@@ -98,6 +98,9 @@ func (d *dataDirectory) load(name string) error {
 	if err := json.Unmarshal(content, &d.record); err != nil {
 		return fmt.Errorf("frontend identity %s: %w", filepath.Join(d.path, identityFile), err)
 	}
+	if d.record.FrontendID == 0 {
+		return fmt.Errorf("frontend identity %s: it names no frontend id", filepath.Join(d.path, identityFile))
+	}
 	if d.record.Name != name {
 		return fmt.Errorf("%w: %s was made by %q, this is %q", ErrOtherFrontend, d.path, d.record.Name, name)
 	}
