@@ -83,6 +83,14 @@ bench: ## Measure this checkout beside etcd: every row, three rounds, WAN rows, 
 bench-quick: ## The same with one short round of the main rows, in under two minutes
 	cd test/bench && $(GO) run . -rounds 1 -duration 2s -keys 10000 -rows $(BENCH_QUICK_ROWS) $(BENCH_FLAGS)
 
+.PHONY: bench-restart
+bench-restart: ## Hold 1,000,000 keys, restart one server of each system, and print times, memory and their ratios
+	cd test/bench && $(GO) run . -rows large -keys 1000 $(BENCH_FLAGS)
+
+.PHONY: bench-gc
+bench-gc: ## Measure what a collection costs with 5,000,000 keys in memory
+	$(GO) test -run '^$$' -bench 'Memory/keyspace$$' -benchtime 1x ./statemachine/keyspace -bench-keys 5000000
+
 .PHONY: bench-ids
 bench-ids: ## Measure ids of each kind: in the generator, and from a frontend over loopback
 	GOMAXPROCS=1 $(GO) test -run '^$$' -bench . ./idgen

@@ -1,6 +1,7 @@
 package keyspace
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -12,6 +13,8 @@ import (
 // The figures that decide the layout: 1,000,000 keys with values of 256 bytes.
 //
 //	go test -run '^$' -bench . ./statemachine/keyspace
+var benchKeysFlag = flag.Int("bench-keys", 1_000_000, "how many keys BenchmarkMemory holds")
+
 const (
 	benchKeys       = 1_000_000
 	benchValueBytes = 256
@@ -22,9 +25,9 @@ func benchName(buffer []byte, i int) []byte {
 }
 
 // filled is one Space for the benchmarks that share it, filled in random order.
-func filled(b *testing.B) (*Space, []int) {
+func filled(b *testing.B, keys int) (*Space, []int) {
 	b.Helper()
-	order := rand.New(rand.NewPCG(1, 1)).Perm(benchKeys)
+	order := rand.New(rand.NewPCG(1, 1)).Perm(keys)
 	s := New(Options{})
 	value := make([]byte, benchValueBytes)
 	var buffer []byte
@@ -32,7 +35,7 @@ func filled(b *testing.B) (*Space, []int) {
 		buffer = benchName(buffer, i)
 		s.Put(buffer, value, 0, int64(n+1), 0)
 	}
-	s.Publish(benchKeys, benchKeys)
+	s.Publish(uint64(keys), int64(keys))
 	return s, order
 }
 
@@ -77,21 +80,22 @@ func heapBytes() float64 {
 }
 
 func BenchmarkMemory(b *testing.B) {
+	keys := *benchKeysFlag
 	b.Run("keyspace", func(b *testing.B) {
 		for b.Loop() {
 			before := heapBytes()
-			s, _ := filled(b)
-			reportMemory(b, before)
+			s, _ := filled(b, keys)
+			reportMemory(b, before, keys)
 			runtime.KeepAlive(s)
 		}
 	})
 	b.Run("keyspace-compacted", func(b *testing.B) {
 		for b.Loop() {
 			before := heapBytes()
-			s, _ := filled(b)
-			s.Compact(benchKeys)
+			s, _ := filled(b, keys)
+			s.Compact(int64(keys))
 			drain(b, s)
-			reportMemory(b, before)
+			reportMemory(b, before, keys)
 			runtime.KeepAlive(s)
 		}
 	})
@@ -103,19 +107,19 @@ func BenchmarkMemory(b *testing.B) {
 		for b.Loop() {
 			before := heapBytes()
 			m := map[string]*entry{}
-			for i := range benchKeys {
+			for i := range keys {
 				k := benchName(nil, i)
 				m[string(k)] = &entry{key: k, value: make([]byte, benchValueBytes),
 					createRevision: int64(i), modRevision: int64(i), version: 1, lease: 0}
 			}
-			reportMemory(b, before)
+			reportMemory(b, before, keys)
 			runtime.KeepAlive(m)
 		}
 	})
 }
 
-func reportMemory(b *testing.B, before float64) {
-	b.ReportMetric((heapBytes()-before)/benchKeys, "heap-B/key")
+func reportMemory(b *testing.B, before float64, keys int) {
+	b.ReportMetric((heapBytes()-before)/float64(keys), "heap-B/key")
 	b.ReportMetric((heapBytes()-before)/1e6, "heap-MB")
 	b.ReportMetric(gcCPU()/1e6, "GC-cpu-ms")
 	b.ReportMetric(0, "ns/op")
@@ -154,7 +158,7 @@ func BenchmarkPut(b *testing.B) {
 	})
 	// A steady state: overwritten at random, published and compacted as it goes.
 	b.Run("overwrite-compacting", func(b *testing.B) {
-		s, _ := filled(b)
+		s, _ := filled(b, benchKeys)
 		main := int64(benchKeys)
 		random := rand.New(rand.NewPCG(3, 3))
 		var buffer []byte
@@ -176,7 +180,7 @@ func BenchmarkPut(b *testing.B) {
 }
 
 func BenchmarkRead(b *testing.B) {
-	s, _ := filled(b)
+	s, _ := filled(b, benchKeys)
 	sn := s.Acquire()
 	defer sn.Release()
 	random := rand.New(rand.NewPCG(5, 5))

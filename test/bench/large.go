@@ -163,5 +163,13 @@ func largeMarkdown(w io.Writer, keys int, found []holding) error {
 		_, err = fmt.Fprintf(w, "| %s | %.1f | %.0f (%.0f) | %.2f | %.0f (%.0f) |\n", h.System, h.LoadSeconds, h.ResidentMegabytes,
 			h.AnonymousMegabytes, h.RestartSeconds, h.RestartedResidentMegabytes, h.RestartedAnonymousMegabytes)
 	}
+	if err != nil || len(found) < 2 {
+		return err
+	}
+	base, h := found[0], found[1]
+	_, err = fmt.Fprintf(w, "| %s / %s | %.2f | %.2f (%.2f) | %.2f | %.2f (%.2f) |\n", h.System, base.System,
+		h.LoadSeconds/base.LoadSeconds, h.ResidentMegabytes/base.ResidentMegabytes, h.AnonymousMegabytes/base.AnonymousMegabytes,
+		h.RestartSeconds/base.RestartSeconds, h.RestartedResidentMegabytes/base.RestartedResidentMegabytes,
+		h.RestartedAnonymousMegabytes/base.RestartedAnonymousMegabytes)
 	return err
 }
