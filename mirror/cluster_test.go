@@ -435,6 +435,37 @@ func TestCutOffRegion(t *testing.T) {
 	})
 }
 
+// While the log is away readers are told at once; a region whose round trips are longer than that moment finds the log again
+// all the same.
+func TestFarRegionFindsTheLogAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, c *testCluster) {
+		c.net.SetRoundTrip("us", "ap", time.Second)
+		c.net.SetRoundTrip("eu", "ap", time.Second)
+		c.startAll()
+		m := c.mirrors["ap"]
+		c.net.Isolate("ap")
+		time.Sleep(10 * time.Second)
+		began := time.Now()
+		if _, err := m.Linearize(t.Context()); !errors.Is(err, ErrUnavailable) || time.Since(began) > time.Second {
+			t.Errorf("Linearize of a cut-off region: %v after %v", err, time.Since(began))
+		}
+		c.net.HealAll()
+		healed := time.Now()
+		for {
+			if _, err := m.Linearize(t.Context()); err == nil {
+				break
+			} else if time.Since(healed) > 15*time.Second {
+				t.Fatalf("15 s after it was healed: %v", err)
+			}
+		}
+		// Readers who come all the time do not keep it from being found.
+		began = time.Now()
+		if _, err := m.Linearize(t.Context()); err != nil {
+			t.Errorf("Linearize: %v after %v", err, time.Since(began))
+		}
+	})
+}
+
 // What can never work says so.
 func TestWrongDirectories(t *testing.T) {
 	bubble(t, func(t *testing.T, c *testCluster) {

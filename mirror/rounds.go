@@ -84,9 +84,11 @@ type rounds struct {
 	// poke wakes the goroutine that starts rounds; one waiting signal is enough.
 	poke chan struct{}
 
-	mu     sync.Mutex
-	core   roundsCore
-	failed bool
+	mu   sync.Mutex
+	core roundsCore
+	// failed: the last round that was given all its time found no answer, and none was found since. probing: one is under
+	// way that has all its time nevertheless.
+	failed, probing bool
 	// answered are rounds whose index is not applied yet, in no order.
 	answered []answeredRound
 	// freshest is the latest start of a round whose index is applied, known whether there is one. Written under mu.
@@ -101,7 +103,7 @@ type answeredRound struct {
 	began time.Duration
 }
 
-// readRoundTimeoutAway bounds, on top of a round trip, a round while the log is known to be away.
+// readRoundTimeoutAway bounds, on top of a round trip, how long readers wait for a round while the log is known to be away.
 const readRoundTimeoutAway = 250 * time.Millisecond
 
 // answeredMax bounds the rounds that wait to be applied. Any subset of them gives an age that is not too low.
@@ -169,11 +171,9 @@ func (r *rounds) run() {
 			now := m.config.Clock()
 			r.mu.Lock()
 			readers, ok, wake := r.core.start(now)
-			timeout := m.config.ReadRoundTimeout
-			if r.failed {
-				// The last one found no answer in all its time: the log is away, and readers are told at once, but for the
-				// time that an answer takes should it be back.
-				timeout = min(timeout, readRoundTimeoutAway)
+			timing := r.timing()
+			if ok {
+				r.probing = r.probing || timing.probe
 			}
 			r.mu.Unlock()
 			if !ok {
@@ -183,16 +183,50 @@ func (r *rounds) run() {
 				break
 			}
 			shared = len(readers)
-			underWay.Go(func() { r.round(readers, now, timeout) })
+			underWay.Go(func() { r.round(readers, now, timing) })
 		}
 	}
 }
 
+// roundTiming is how long a round may take, and how long its readers wait for it; both on top of a round trip.
+type roundTiming struct {
+	timeout, patience time.Duration
+	// probe marks the one round that finds out whether a log that was away is back.
+	probe bool
+}
+
+// timing returns that of the next round. While the log is known to be away readers are told so after the time that an
+// answer takes should it be back. But an answer that has a long way takes more than that: one round at a time goes on
+// until its whole time is over, or a mirror far from all others would never see the log again. The caller holds mu.
+func (r *rounds) timing() roundTiming {
+	full := r.mirror.config.ReadRoundTimeout
+	away := min(full, readRoundTimeoutAway)
+	switch {
+	case !r.failed:
+		return roundTiming{timeout: full, patience: full}
+	case !r.probing:
+		return roundTiming{timeout: full, patience: away, probe: true}
+	default:
+		return roundTiming{timeout: away, patience: away}
+	}
+}
+
 // round makes one round and answers its readers.
-func (r *rounds) round(readers []*reader, began, timeout time.Duration) {
+func (r *rounds) round(readers []*reader, began time.Duration, timing roundTiming) {
 	m := r.mirror
 	_, roundTrip, _ := m.client.Current()
-	ctx, cancel := context.WithTimeout(m.ctx, timeout+roundTrip)
+	tell := func(answer roundAnswer) {
+		for _, reader := range readers {
+			reader.done <- answer
+		}
+	}
+	untold := func() bool { return true }
+	if timing.patience < timing.timeout {
+		untold = time.AfterFunc(timing.patience+roundTrip, func() {
+			tell(roundAnswer{err: fmt.Errorf("%w: the log did not answer before, nor now within %v", ErrUnavailable, timing.patience)})
+		}).Stop
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, timing.timeout+roundTrip)
 	answer, err := m.client.ReadRound(ctx)
 	cancel()
 	if err != nil {
@@ -200,19 +234,24 @@ func (r *rounds) round(readers []*reader, began, timeout time.Duration) {
 	}
 	r.mu.Lock()
 	r.core.ended()
-	r.failed = err != nil
+	if timing.probe {
+		r.probing = false
+	}
 	if err == nil {
+		r.failed = false
 		if len(r.answered) >= answeredMax {
 			r.answered = r.answered[1:]
 		}
 		r.answered = append(r.answered, answeredRound{index: answer.Index, began: began})
+	} else if timing.timeout == m.config.ReadRoundTimeout {
+		r.failed = true
 	}
 	r.mu.Unlock()
 	if err == nil {
 		r.applied(m.AppliedIndex())
 	}
-	for _, reader := range readers {
-		reader.done <- roundAnswer{index: answer.Index, err: err}
+	if untold() {
+		tell(roundAnswer{index: answer.Index, err: err})
 	}
 	m.metrics.readersPerRound.Observe(float64(len(readers)))
 	r.wake()
