@@ -439,8 +439,8 @@ func TestCutOffRegion(t *testing.T) {
 // all the same.
 func TestFarRegionFindsTheLogAgain(t *testing.T) {
 	bubble(t, func(t *testing.T, c *testCluster) {
-		c.net.SetRoundTrip("us", "ap", time.Second)
-		c.net.SetRoundTrip("eu", "ap", time.Second)
+		c.net.SetRoundTrip("us", "ap", 600*time.Millisecond)
+		c.net.SetRoundTrip("eu", "ap", 600*time.Millisecond)
 		c.startAll()
 		m := c.mirrors["ap"]
 		c.net.Isolate("ap")

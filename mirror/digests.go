@@ -44,10 +44,9 @@ type digests struct {
 	kept []statemachine.Digest // by index
 	// verdict is the one that is being looked into.
 	verdict *logv1.DigestVerdict
-	wake    chan struct{}
-
-	// tieAgain is when a tie is looked into again. It belongs to the goroutine of scrubLoop.
+	// tieAgain is when a tie is looked into again.
 	tieAgain time.Duration
+	wake     chan struct{}
 }
 
 func newDigests(m *Mirror) *digests {
@@ -216,14 +215,17 @@ func (d *digests) settleTie() {
 	d.mu.Lock()
 	verdict := d.verdict
 	d.verdict = nil
-	d.mu.Unlock()
 	began := m.config.Clock()
-	if verdict == nil || began < d.tieAgain || !d.scrub(1) {
+	rests := began < d.tieAgain
+	d.mu.Unlock()
+	if verdict == nil || rests || !d.scrub(1) {
 		return
 	}
 	err := m.replayCheck(m.ctx, verdict.GetIndex())
 	ended := m.config.Clock()
+	d.mu.Lock()
 	d.tieAgain = ended + max(tieRest, (tieShare-1)*(ended-began))
+	d.mu.Unlock()
 	var other *differsError
 	switch {
 	case m.ctx.Err() != nil:

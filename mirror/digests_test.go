@@ -241,19 +241,24 @@ func TestATieIsNotLookedIntoAllTheTime(t *testing.T) {
 			}})
 			synctest.Wait()
 		}
+		tieAgain := func() time.Duration {
+			m.digests.mu.Lock()
+			defer m.digests.mu.Unlock()
+			return m.digests.tieAgain
+		}
 		tie()
-		c.await(time.Minute, "the tie is settled", func() bool { synctest.Wait(); return m.digests.tieAgain > m.config.Clock() })
-		again := m.digests.tieAgain
+		c.await(time.Minute, "the tie is settled", func() bool { return tieAgain() > 0 })
+		again := tieAgain()
 		for range 5 {
 			time.Sleep(5 * time.Second)
 			tie()
 		}
-		if m.digests.tieAgain != again {
+		if tieAgain() != again {
 			t.Error("the same tie was looked into again at once")
 		}
 		time.Sleep(2 * tieRest)
 		tie()
-		c.await(time.Minute, "a later tie is settled", func() bool { synctest.Wait(); return m.digests.tieAgain > again })
+		c.await(time.Minute, "a later tie is settled", func() bool { return tieAgain() > again })
 		if err := m.Err(); err != nil {
 			t.Error(err)
 		}

@@ -117,8 +117,8 @@ func TestConsistencyPerRequest(t *testing.T) {
 		}
 		us.put(t, "k", "0")
 
-		// What us says reaches ap half a second later.
-		const way = 500 * time.Millisecond
+		// What us says reaches ap 300 ms later.
+		const way = 300 * time.Millisecond
 		c.Network().SetRoundTrip("us", "ap", 2*way)
 		c.Network().SetRoundTrip("eu", "ap", 2*way)
 		time.Sleep(30 * time.Second)
