@@ -49,6 +49,8 @@ type fakeMember struct {
 	appended     []uint64
 	rounds       []uint64
 	reject       *logv1.AppendRejection
+	// reporting takes reports; nil for a member that does not know them.
+	reporting *reportingMember
 }
 
 func bubble(t *testing.T, test func(t *testing.T, l *fakeLog)) {
