@@ -48,6 +48,8 @@ func (s *leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 // LeaseKeepAlive ends with UNAVAILABLE where this frontend cannot vouch for a renewal; a TTL of zero is said only of a
 // lease that does not exist.
 func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	// An error here is one of the stream, which the first read or write will return too.
+	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
 	err := s.region.KeepAlive(s.leases, renewalStream{stream})
 	if _, ofStream := status.FromError(err); ofStream { // or nil
 		return err
