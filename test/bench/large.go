@@ -25,14 +25,16 @@ type holding struct {
 	ResidentMegabytes  float64 `json:"resident_megabytes"`
 	AnonymousMegabytes float64 `json:"anonymous_megabytes"`
 	// RestartSeconds is from the start of the process until it answers a linearizable get of a loaded key, the files in
-	// the page cache.
+	// the page cache, in the quickest of some restarts.
 	RestartSeconds              float64 `json:"restart_seconds"`
 	RestartedResidentMegabytes  float64 `json:"restarted_resident_megabytes"`
 	RestartedAnonymousMegabytes float64 `json:"restarted_anonymous_megabytes"`
 }
 
 const (
-	loaders        = 8
+	loaders = 8
+	// restarts are made one after the other, and the quickest counts: what else runs on the machine only adds to it.
+	restarts       = 3
 	restartTimeout = 2 * time.Minute
 )
 
@@ -74,14 +76,18 @@ func hold(ctx context.Context, s *system, keys int) (h holding, err error) {
 	}
 	// The last process serves clients in both systems, and the last endpoint is its own.
 	p := s.processes[len(s.processes)-1]
-	if err := p.restart(); err != nil {
-		return h, err
+	for n := range restarts {
+		if err := p.restart(); err != nil {
+			return h, err
+		}
+		began = time.Now()
+		if err := awaitAnswer(ctx, s.endpoints[len(s.endpoints)-1]); err != nil {
+			return h, fmt.Errorf("restart %s: %w", p.name, err)
+		}
+		if took := time.Since(began).Seconds(); n == 0 || took < h.RestartSeconds {
+			h.RestartSeconds = took
+		}
 	}
-	began = time.Now()
-	if err := awaitAnswer(ctx, s.endpoints[len(s.endpoints)-1]); err != nil {
-		return h, fmt.Errorf("restart %s: %w", p.name, err)
-	}
-	h.RestartSeconds = time.Since(began).Seconds()
 	if err := pause(ctx, 2*memorySettle); err != nil {
 		return h, err
 	}

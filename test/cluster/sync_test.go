@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -145,6 +146,45 @@ func TestSyncOutlivesALostReport(t *testing.T) {
 		c.Network().HealAll()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Many writes of all regions that wait for all regions at once are each answered after the way there and back, and are then
+// everywhere.
+func TestManySyncedWritesAtOnce(t *testing.T) {
+	bubble(t, logservice.PublicationQuorum, func(t *testing.T, c *virtual) {
+		const each = 200
+		type outcome struct {
+			key  string
+			took time.Duration
+			err  error
+		}
+		outcomes := make(chan outcome, each*len(c.regions))
+		for name, r := range c.regions {
+			for i := range each {
+				go func() {
+					key := fmt.Sprintf("many/%s/%d", name, i)
+					took, err := r.tryPut(t, key, everywhere(0), patience)
+					outcomes <- outcome{key, took, err}
+				}()
+			}
+		}
+		var keys []string
+		for range each * len(c.regions) {
+			o := <-outcomes
+			// The slowest way is that of a put through ap, and to eu and back; half as much again for batches that wait.
+			if o.err != nil || o.took > 500*time.Millisecond {
+				t.Errorf("%s: %v after %v", o.key, o.err, o.took)
+			}
+			keys = append(keys, o.key)
+		}
+		for name, r := range c.regions {
+			for _, key := range keys {
+				if r.get(t, key, serializable) == "" {
+					t.Errorf("%s has not applied %s", name, key)
+				}
+			}
 		}
 	})
 }
