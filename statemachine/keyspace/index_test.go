@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -140,5 +141,49 @@ func TestQueueLeavesNothingBehind(t *testing.T) {
 	}
 	if chunks := len(s.history.view.Load().chunks); chunks > 2 {
 		t.Errorf("%d chunks of history", chunks)
+	}
+}
+
+// TestReadersDoNotWaitForAnInsertion stops the writer in the middle of the dearest insertion, the split of a leaf: readers
+// find and walk over everything that was there before, and the new key once the writer has gone on.
+func TestReadersDoNotWaitForAnInsertion(t *testing.T) {
+	const last = leafKeys
+	key := func(id uint32) []byte { return fmt.Appendf(nil, "key-%04d", id) }
+	stopped, goOn, inserted := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var x index
+	var first sync.Once
+	x.init(func(id uint32) []byte {
+		if id == last {
+			first.Do(func() {
+				close(stopped)
+				<-goOn
+			})
+		}
+		return key(id)
+	})
+	for id := range uint32(last) {
+		x.insert(x.locate(key(id)), key(id), id)
+	}
+	go func() {
+		defer close(inserted)
+		x.insert(x.locate(key(last)), key(last), last)
+	}()
+	<-stopped
+	walked := func(walk func(start, end []byte, visit func(run []uint32) bool)) (ids int) {
+		walk(nil, nil, func(run []uint32) bool { ids += len(run); return true })
+		return ids
+	}
+	for id := range uint32(last) {
+		if found, ok := x.find(key(id)); !ok || found != id {
+			t.Errorf("key %d is not found while another is inserted", id)
+		}
+	}
+	if up, down := walked(x.ascend), walked(x.descend); up != last || down != last {
+		t.Errorf("%d keys up and %d down while another is inserted", up, down)
+	}
+	close(goOn)
+	<-inserted
+	if id, ok := x.find(key(last)); !ok || id != last || walked(x.ascend) != last+1 {
+		t.Error("the new key is not found")
 	}
 }
