@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -349,9 +350,9 @@ func TestKeepAlive(t *testing.T) {
 
 // Blocks of ids are asked for one ahead and no more, resumed after a lost connection, and never under a request id.
 func TestGenerateBlocks(t *testing.T) {
-	next, asked := int64(1), 0
+	next, asked := int64(1), atomic.Int64{}
 	f := &fake{generate: func(r *kvv1.GenerateRequest) (*kvv1.GenerateResponse, error) {
-		switch asked++; asked {
+		switch asked.Add(1) {
 		case 3:
 			return nil, status.Error(codes.Unavailable, "away")
 		case 5:
@@ -377,8 +378,8 @@ func TestGenerateBlocks(t *testing.T) {
 				}
 				last = id
 			}
-			if asked > answers+3 { // one ahead, and those that failed
-				t.Errorf("asked %d times for %d answers", asked, answers)
+			if n := asked.Load(); n > int64(answers)+3 { // one ahead, and those that failed
+				t.Errorf("asked %d times for %d answers", n, answers)
 			}
 		}
 		if status.Code(end) != codes.ResourceExhausted || answers != 5 || last != 50 {
