@@ -5,9 +5,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION)
 BINARIES := bin/logsvc bin/frontend bin/kvctl
 BUF := $(GO) tool -modfile=tools/buf/go.mod buf
-# Packages whose concurrency the race detector looks at in `make test`: all but the ones that run whole processes
-# or build their own.
-RACE_PACKAGES = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /api/proto -e /logservice/mutation)
+# Packages whose concurrency the race detector looks at in `make test`: all but those that run whole clusters, whose parts
+# are looked at by themselves (`make race` takes them too), and those that build processes of their own.
+OWN_PROCESSES = -e /test/e2e -e /api/proto -e /logservice/mutation
+RACE_PACKAGES = $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES) -e /test/cluster)
 
 .DEFAULT_GOAL := help
 
@@ -27,8 +28,12 @@ build: ## Build logsvc, frontend and kvctl into bin/
 test: ## Run everything that must hold, with the race detector where it pays
 	$(GO) vet ./...
 	$(GO) test -race -timeout 9m $(RACE_PACKAGES)
-	$(GO) test -timeout 9m ./test/e2e/... ./logservice/mutation
+	$(GO) test -timeout 9m ./test/cluster ./test/e2e/... ./logservice/mutation
 	$(GO) test -timeout 9m -run '^TestSimulation$$' ./logservice -simulate.seeds 2000
+
+.PHONY: race
+race: ## Run the tests of whole clusters with the race detector as well (about a quarter of an hour)
+	$(GO) test -race -timeout 0 $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES))
 
 .PHONY: simulate
 simulate: ## Run SEEDS seeded schedules of the log service from seed FROM on, on all processors
