@@ -55,7 +55,7 @@ lease-scale: ## Renew 100,000 leases in virtual time and count entries and bytes
 	$(GO) test -v -run TestRenewalsCostTheLogNothing ./test/cluster -leases 100000
 
 .PHONY: soak
-soak: ## Kill, pause and cut off real processes under load for SOAK_MINUTES, as SOAK_SEED draws it
+soak: ## Kill, pause, cut off and replace real processes under load and trimming for SOAK_MINUTES, as SOAK_SEED draws it
 	$(GO) test -count 1 -timeout 0 -v -run '^TestSoak$$' ./test/e2e -soak.duration $(SOAK_MINUTES)m -soak.seed $(SOAK_SEED)
 
 SOAK_MINUTES ?= 3

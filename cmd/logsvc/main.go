@@ -40,6 +40,13 @@ func main() {
 // exitRemoved is the exit code of a member that was removed from the log: to start it again is no use.
 const exitRemoved = 3
 
+// Bounds of --segment-bytes: smaller files cost more syncs than they are worth, and larger ones are trimmed too seldom.
+const (
+	segmentBytesMin     = 64 << 10
+	segmentBytesDefault = 64 << 20
+	segmentBytesMax     = 1 << 30
+)
+
 // options are the flags.
 type options struct {
 	name, region, listen, advertise, dataDir     string
@@ -47,6 +54,7 @@ type options struct {
 	join                                         []string
 	leaderPolicy, publication                    string
 	checkpointLogBytes, logTailBytes             int64
+	segmentBytes                                 int64
 	checkpointAge, checkpointTimeout, logTailAge time.Duration
 	metricsListen                                string
 	insecure                                     bool
@@ -91,6 +99,8 @@ func newCommand() *cobra.Command {
 	flags.DurationVar(&o.checkpointTimeout, "checkpoint-timeout", 10*time.Minute, "time to make and copy a checkpoint before others are asked for one")
 	flags.Int64Var(&o.logTailBytes, "log-tail-bytes", 1<<30, "`bytes` of log to keep below checkpoints for those who come late; the log is trimmed beyond")
 	flags.DurationVar(&o.logTailAge, "log-tail-age", 0, "age beyond which entries below a checkpoint are not kept even within --log-tail-bytes; 0 for any")
+	flags.Int64Var(&o.segmentBytes, "segment-bytes", segmentBytesDefault,
+		"size of a file of the log in `bytes`, of which two are reserved; the log is trimmed by whole files")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
 	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
@@ -153,7 +163,10 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	c = logservice.Config{Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir,
 		Version: version.String(), Logger: logger,
 		CheckpointLogBytes: o.checkpointLogBytes, CheckpointAge: o.checkpointAge, CheckpointTimeout: o.checkpointTimeout,
-		TailBytes: o.logTailBytes, TailAge: o.logTailAge}
+		TailBytes: o.logTailBytes, TailAge: o.logTailAge, SegmentBytes: o.segmentBytes}
+	if o.segmentBytes < segmentBytesMin || o.segmentBytes > segmentBytesMax {
+		return c, fmt.Errorf("--segment-bytes %d: must be between %d and %d", o.segmentBytes, segmentBytesMin, segmentBytesMax)
+	}
 	for _, bound := range []struct {
 		flag  string
 		value int64

@@ -32,6 +32,8 @@ func TestFlagsAreChecked(t *testing.T) {
 		{"--leader-policy=fixed", "leader policy"},
 		{"--publication=none", "publication"},
 		{"--log-level=loud", "--log-level"},
+		{"--segment-bytes=65535", "--segment-bytes 65535: must be between 65536 and 1073741824"},
+		{"--segment-bytes=1073741825", "--segment-bytes 1073741825: must be between"},
 		{"--listen=0.0.0.0:0", "--insecure"},
 		{"--listen=127.0.0.1:notaport", "--listen"},
 		{"--cert=x", "--key"},

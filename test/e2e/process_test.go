@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,6 +58,11 @@ func (p *process) kill() {
 type processCluster struct {
 	regions            []string
 	members, frontends []*process
+	// removed are members that are to be removed, and have not ended.
+	removed        []*process
+	binaries, data string
+	// memberFlags are those that members have beside their names and places.
+	memberFlags []string
 }
 
 func newProcessCluster(t *testing.T, regions ...string) *processCluster {
@@ -72,16 +78,11 @@ func newProcessCluster(t *testing.T, regions ...string) *processCluster {
 		initial = append(initial, "log-"+region+"="+ports[i])
 		log = append(log, ports[i])
 	}
-	c := &processCluster{regions: regions}
-	newProcess := func(name, address, binary string, flags ...string) *process {
-		arguments := append([]string{filepath.Join(directory, binary), "--name", name, "--listen", address,
-			"--data-dir", filepath.Join(data, name)}, flags...)
-		return &process{name: name, address: address, arguments: arguments, output: filepath.Join(data, name+".output")}
-	}
+	c := &processCluster{regions: regions, binaries: directory, data: data}
 	for i, region := range regions {
-		c.members = append(c.members, newProcess("log-"+region, ports[i], "logsvc",
+		c.members = append(c.members, c.newProcess("log-"+region, ports[i], "logsvc",
 			"--region", region, "--initial-cluster", strings.Join(initial, ",")))
-		c.frontends = append(c.frontends, newProcess("frontend-"+region, ports[len(regions)+i], "frontend",
+		c.frontends = append(c.frontends, c.newProcess("frontend-"+region, ports[len(regions)+i], "frontend",
 			"--region", region, "--log", strings.Join(log, ",")))
 	}
 	t.Cleanup(func() {
@@ -93,9 +94,14 @@ func newProcessCluster(t *testing.T, regions ...string) *processCluster {
 	return c
 }
 
-func (c *processCluster) all() []*process {
-	return append(append([]*process(nil), c.members...), c.frontends...)
+func (c *processCluster) newProcess(name, address, binary string, flags ...string) *process {
+	arguments := append([]string{filepath.Join(c.binaries, binary), "--name", name, "--listen", address,
+		"--data-dir", filepath.Join(c.data, name)}, flags...)
+	return &process{name: name, address: address, arguments: arguments, output: filepath.Join(c.data, name+".output")}
 }
+
+// all are the processes that may run.
+func (c *processCluster) all() []*process { return slices.Concat(c.members, c.removed, c.frontends) }
 
 func (c *processCluster) startAll(t *testing.T) {
 	t.Helper()
@@ -130,7 +136,7 @@ func (c *processCluster) showOutputs(t *testing.T) {
 
 // leader returns the member that leads now, as it says itself.
 func (c *processCluster) leader(ctx context.Context) (*process, error) {
-	for _, p := range c.members {
+	for _, p := range slices.Concat(c.members, c.removed) {
 		if p.command == nil {
 			continue
 		}

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,15 +34,22 @@ var (
 	soakSeed     = flag.Uint64("soak.seed", 1, "of what TestSoak does")
 )
 
-// Real processes are killed, paused and cut off from each other under load, as a seed draws it. Then every frontend shows
-// each acknowledged write exactly once, in each writer's order, and each unknown one at most once; and the members' logs
-// hold the same entries.
+// soakLong is a duration in which each kind of harm must have come several times, whatever the machine.
+const soakLong = 2 * time.Minute
+
+// Real processes are killed, paused, cut off from each other and replaced under load, while the log is trimmed all the
+// time, as a seed draws it. Then every frontend shows each acknowledged write exactly once, in each writer's order, and
+// each unknown one at most once; and the members' logs hold the same entries.
 func TestSoak(t *testing.T) {
 	network := wan.New(wan.Options{Seed: *soakSeed, RoundTrips: map[wan.Pair]time.Duration{
 		{A: "us", B: "eu"}: 8 * time.Millisecond, {A: "us", B: "ap"}: 15 * time.Millisecond, {A: "eu", B: "ap"}: 10 * time.Millisecond}})
 	t.Cleanup(network.Close)
 	c := newProcessCluster(t, "us", "eu", "ap")
 	c.joinOver(t, network)
+	c.memberFlags = []string{"--segment-bytes", "65536", "--checkpoint-log-bytes", "262144", "--log-tail-bytes", "131072"}
+	for _, p := range c.members {
+		p.arguments = append(p.arguments, c.memberFlags...)
+	}
 	c.startAll(t)
 	var clients []*clientv3.Client
 	for _, p := range c.frontends {
@@ -48,7 +58,8 @@ func TestSoak(t *testing.T) {
 	l := startLoad(t, c)
 	once := startOnce(t, c)
 	l.awaitProgress(t, 50)
-	s := &soak{t: t, cluster: c, network: network, random: rand.New(rand.NewPCG(*soakSeed, 1))}
+	s := &soak{t: t, cluster: c, network: network, random: rand.New(rand.NewPCG(*soakSeed, 1)), done: map[string]int{},
+		everMembers: slices.Clone(c.members)}
 	s.harm(*soakDuration)
 	network.HealAll()
 	l.awaitProgress(t, 50)
@@ -60,6 +71,7 @@ func TestSoak(t *testing.T) {
 		p.stop(t)
 	}
 	compareLogs(t, c.members)
+	s.count(*soakDuration >= soakLong)
 }
 
 // soak does harm to a cluster.
@@ -68,20 +80,62 @@ type soak struct {
 	cluster *processCluster
 	network *wan.Network
 	random  *rand.Rand
+	// done counts what was done, by kind.
+	done map[string]int
+	// everMembers are all that are or were members.
+	everMembers []*process
 }
 
-func (s *soak) harm(duration time.Duration) {
-	kinds := []struct {
-		name string
-		do   func() string
-	}{
+// soakKind is a kind of harm. It returns what it did, and whether it came to do it.
+type soakKind struct {
+	name string
+	do   func() (string, bool)
+}
+
+func (s *soak) kinds() []soakKind {
+	return []soakKind{
 		{"kill a member", s.killMember}, {"kill a frontend", s.killFrontend}, {"pause a member", s.pauseMember},
 		{"cut off", s.cutOff}, {"cut one way", s.cutOneWay}, {"transfer", s.transfer}, {"kill the leader", s.killLeader},
+		{"keep a member away", s.keepAway}, {"replace a member", s.replaceMember},
 	}
+}
+
+// harm does each kind once in every round, in an order that is drawn anew.
+func (s *soak) harm(duration time.Duration) {
+	kinds := s.kinds()
 	for end := time.Now().Add(duration); time.Now().Before(end); {
-		kind := kinds[s.random.IntN(len(kinds))]
-		s.t.Logf("%v: %s: %s", time.Now().Format("15:04:05.000"), kind.name, kind.do())
-		s.rest(1500 * time.Millisecond)
+		for _, i := range s.random.Perm(len(kinds)) {
+			if time.Now().After(end) {
+				return
+			}
+			what, did := kinds[i].do()
+			if did {
+				s.done[kinds[i].name]++
+			}
+			s.t.Logf("%v: %s: %s", time.Now().Format("15:04:05.000"), kinds[i].name, what)
+			s.rest(1500 * time.Millisecond)
+		}
+	}
+}
+
+// count tells how often what happened, and, where all of it must have, what did not.
+func (s *soak) count(all bool) {
+	counts := maps.Clone(s.done)
+	for _, kind := range s.kinds() {
+		counts[kind.name] += 0
+	}
+	for what, text := range map[string]string{"checkpoints sealed, at all members": "checkpoint sealed",
+		"trims": "trimming the log", "snapshots installed": installedSnapshot} {
+		counts[what] = 0
+		for _, p := range s.everMembers {
+			counts[what] += p.said(s.t, text)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(counts)) {
+		s.t.Logf("%s: %d", what, counts[what])
+		if all && counts[what] == 0 {
+			s.t.Errorf("%s: it never came to that", what)
+		}
 	}
 }
 
@@ -97,25 +151,25 @@ func (s *soak) rest(most time.Duration) time.Duration {
 
 func (s *soak) one(processes []*process) *process { return processes[s.random.IntN(len(processes))] }
 
-func (s *soak) restart(p *process) string {
+func (s *soak) restart(p *process) (string, bool) {
 	p.kill()
 	down := s.rest(2 * time.Second)
 	p.start(s.t)
-	return fmt.Sprintf("%s, down for %v", p.name, down)
+	return fmt.Sprintf("%s, down for %v", p.name, down), true
 }
 
-func (s *soak) killMember() string   { return s.restart(s.one(s.cluster.members)) }
-func (s *soak) killFrontend() string { return s.restart(s.one(s.cluster.frontends)) }
+func (s *soak) killMember() (string, bool)   { return s.restart(s.one(s.cluster.members)) }
+func (s *soak) killFrontend() (string, bool) { return s.restart(s.one(s.cluster.frontends)) }
 
-func (s *soak) killLeader() string {
+func (s *soak) killLeader() (string, bool) {
 	leader, err := s.cluster.leader(s.t.Context())
 	if err != nil {
-		return err.Error()
+		return err.Error(), false
 	}
 	return s.restart(leader)
 }
 
-func (s *soak) pauseMember() string {
+func (s *soak) pauseMember() (string, bool) {
 	p := s.one(s.cluster.members)
 	if err := p.command.Process.Signal(syscall.SIGSTOP); err != nil {
 		s.t.Fatal(err)
@@ -124,35 +178,35 @@ func (s *soak) pauseMember() string {
 	if err := p.command.Process.Signal(syscall.SIGCONT); err != nil {
 		s.t.Fatal(err)
 	}
-	return fmt.Sprintf("%s for %v", p.name, paused)
+	return fmt.Sprintf("%s for %v", p.name, paused), true
 }
 
-func (s *soak) cutOff() string {
+func (s *soak) cutOff() (string, bool) {
 	region := s.cluster.regions[s.random.IntN(3)]
 	s.network.Isolate(region)
 	cut := s.rest(4 * time.Second)
 	s.network.Rejoin(region)
-	return fmt.Sprintf("%s for %v", region, cut)
+	return fmt.Sprintf("%s for %v", region, cut), true
 }
 
-func (s *soak) cutOneWay() string {
+func (s *soak) cutOneWay() (string, bool) {
 	regions := s.random.Perm(3)
 	from, to := s.cluster.regions[regions[0]], s.cluster.regions[regions[1]]
 	s.network.CutOneWay(from, to)
 	cut := s.rest(4 * time.Second)
 	s.network.HealAll()
-	return fmt.Sprintf("from %s to %s for %v", from, to, cut)
+	return fmt.Sprintf("from %s to %s for %v", from, to, cut), true
 }
 
-func (s *soak) transfer() string {
+func (s *soak) transfer() (string, bool) {
 	leader, err := s.cluster.leader(s.t.Context())
 	if err != nil {
-		return err.Error()
+		return err.Error(), false
 	}
 	target := s.one(s.cluster.members)
 	status, err := memberStatus(s.t.Context(), target.address)
 	if err != nil {
-		return err.Error()
+		return err.Error(), false
 	}
 	connection, err := grpc.NewClient(leader.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -163,21 +217,67 @@ func (s *soak) transfer() string {
 	defer cancel()
 	_, err = logv1.NewLogServiceClient(connection).TransferLeadership(ctx,
 		&logv1.TransferLeadershipRequest{TargetId: status.GetHandshake().GetId()})
-	return fmt.Sprintf("from %s to %s: %v", leader.name, target.name, err)
+	return fmt.Sprintf("from %s to %s: %v", leader.name, target.name, err), err == nil
+}
+
+// keepAway kills a member, and starts it again once the others have trimmed what it needs.
+func (s *soak) keepAway() (string, bool) {
+	p := s.one(s.cluster.members)
+	status, err := memberStatus(s.t.Context(), p.address)
+	if err != nil {
+		return err.Error(), false
+	}
+	last := status.GetLastIndex()
+	p.kill()
+	killed := time.Now()
+	for _, other := range s.cluster.members {
+		if other == p {
+			continue
+		}
+		eventually(s.t, other.name+" trims what "+p.name+" needs", func(ctx context.Context) error {
+			status, err := memberStatus(ctx, other.address)
+			// Up to the kill it may have got entries beyond what it told.
+			if err == nil && status.GetFirstIndex() <= last+1000 {
+				err = fmt.Errorf("its log begins at %d, the other ended at %d", status.GetFirstIndex(), last)
+			}
+			return err
+		})
+	}
+	away := time.Since(killed)
+	before := p.said(s.t, installedSnapshot)
+	p.start(s.t)
+	eventually(s.t, p.name+" comes back through a snapshot", func(context.Context) error {
+		if p.said(s.t, installedSnapshot) == before {
+			return errors.New("it has installed none")
+		}
+		return nil
+	})
+	return fmt.Sprintf("%s for %v", p.name, away), true
+}
+
+const installedSnapshot = "installed a snapshot"
+
+// replaceMember replaces one for good. The others reach the new one over a link into its region, which is cut where the
+// region is.
+func (s *soak) replaceMember() (string, bool) {
+	i := s.random.IntN(len(s.cluster.members))
+	old, region := s.cluster.members[i], s.cluster.regions[i]
+	name := fmt.Sprintf("log-%s-%d", region, len(s.everMembers))
+	began := time.Now()
+	s.cluster.replace(s.t, i, name, func(address string) string {
+		ownAddress(s.t, s.network.Region(region), address)
+		return serveProxy(s.t, s.network.Region("elsewhere"), address)
+	})
+	s.everMembers = append(s.everMembers, s.cluster.members[i])
+	return fmt.Sprintf("%s by %s within %v", old.name, name, time.Since(began)), true
 }
 
 // joinOver lets members reach each other over a network of regions, before they are started: each dials its own proxies.
 func (c *processCluster) joinOver(t *testing.T, network *wan.Network) {
 	t.Helper()
 	for j, to := range c.members {
-		// A region remembers whose an address is.
-		listener, err := network.Region(c.regions[j]).Listen("127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
 		old := to.address
-		to.address = listener.Addr().String()
-		_ = listener.Close() // the member's own from now on
+		to.address = ownAddress(t, network.Region(c.regions[j]), "127.0.0.1:0")
 		for _, p := range c.all() {
 			for k := range p.arguments {
 				p.arguments[k] = strings.ReplaceAll(p.arguments[k], old, to.address)
@@ -195,6 +295,17 @@ func (c *processCluster) joinOver(t *testing.T, network *wan.Network) {
 			}
 		}
 	}
+}
+
+// ownAddress makes an address one of a region, for a process of its own to listen on: a region remembers whose an address is.
+func ownAddress(t *testing.T, region *wan.Region, address string) string {
+	t.Helper()
+	listener, err := region.Listen(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = listener.Close() // the process's own from now on
+	return listener.Addr().String()
 }
 
 // onceLoad writes through the SDK with request ids: each write is sent again until it has an outcome, so that each that is
