@@ -93,6 +93,60 @@ func TestFloodAndStuckFollower(t *testing.T) {
 	}
 }
 
+// Streams that flood a leader together reach its bound on what is not committed. Who writes little beside them gets through
+// each time there is room for that little, and the floods are told when to try again.
+func TestFloodsTogether(t *testing.T) {
+	const bound, floods, rounds = 10_000, 3, 50
+	s := newSoleMember(t, func(c *MemberConfig) { c.MaxUncommittedBytes = bound })
+	s.step(Campaign{})
+	seqs := make([]uint64, floods+2)
+	propose := func(stream uint64, bytes int) Propose {
+		seqs[stream]++
+		p := batch(stream, seqs[stream], bytes)
+		p.Stream = stream
+		return p
+	}
+	refused := 0
+	for range rounds {
+		// A first group is on its way to the disk, and leaves room for less than what each flood brings meanwhile.
+		effects := s.m.Step(s.now, propose(2, bound-1000))
+		if effects.Append == nil || len(effects.Rejections) > 0 {
+			t.Fatalf("the first flood is refused: %v", effects.Rejections)
+		}
+		events := []Event{}
+		for stream := uint64(2); stream < floods+2; stream++ {
+			for range 5 {
+				events = append(events, propose(stream, 1000))
+			}
+		}
+		// The one that writes little comes last. The tick ends the wait for company.
+		events = append(events, propose(1, 100), Tick{}, Tick{})
+		rejections := s.m.Step(s.now, events...).Rejections
+		for _, r := range rejections {
+			switch {
+			case r.Stream == 1:
+				t.Fatalf("refused beside the floods: %v", r.Rejection)
+			case r.Rejection.Reason != logv1.AppendRejection_REASON_OVERLOADED || r.Rejection.RetryAfterMilliseconds == 0:
+				t.Fatalf("a flood is told %v", r.Rejection)
+			}
+		}
+		refused += len(rejections)
+		s.step(StorageDone{s.storage.write(*effects.Append)})
+	}
+	if refused != rounds*floods*5 {
+		t.Errorf("%d of the floods' proposals were refused", refused)
+	}
+	found := 0
+	for _, e := range s.storage.entries {
+		if h, ok := parseEnvelope(e.Data); ok && h.session == 1 {
+			found++
+		}
+	}
+	if found != rounds {
+		t.Errorf("%d of %d are in the log", found, rounds)
+	}
+}
+
 // What tails share does not grow with what a tail has not read: beyond the bound it is read from the disk.
 func TestTailsHoldBoundedMemory(t *testing.T) {
 	const maxBytes = 10_000

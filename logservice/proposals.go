@@ -3,6 +3,7 @@ package logservice
 import (
 	"errors"
 	"hash/fnv"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -117,27 +118,67 @@ func (m *Member) flushProposals() bool {
 	if status.RaftState == raft.StateLeader && status.LeadTransferee == 0 && m.leading {
 		reason = logv1.AppendRejection_REASON_NO_SPACE
 		if !m.noSpace {
-			entries := make([]*raftpb.Entry, len(queued))
-			for i, q := range queued {
-				p := q.proposal
-				entries[i] = &raftpb.Entry{Data: encodeEnvelope(envelopeHeader{kind: p.GetKind(),
-					stamp: m.clock.next(m.now), session: p.GetSession(), seq: p.GetSeq(), payload: p.GetPayload()})}
-			}
-			err := m.raft.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &m.config.ID, Entries: entries})
-			if err == nil {
-				m.noteTraffic(queued)
-				return true
-			}
+			queued = m.appendWhatFits(queued)
 			reason = logv1.AppendRejection_REASON_OVERLOADED
-			if !errors.Is(err, raft.ErrProposalDropped) {
-				m.config.Logger.Warn("raft refused proposals", "error", err)
-			}
 		}
 	}
 	for _, q := range queued {
 		m.reject(q.origin, q.proposal, reason)
 	}
 	return true
+}
+
+// appendWhatFits puts proposals into the log and returns those that go beyond the bound on what is not committed. Where not
+// all of them fit together, each stream's are put in or refused together, in their order, and streams that bring little go
+// first: so a flood is refused before anybody beside it is.
+func (m *Member) appendWhatFits(queued []queuedProposal) (refused []queuedProposal) {
+	if m.appendProposals(queued) {
+		return nil
+	}
+	if !slices.ContainsFunc(queued, func(q queuedProposal) bool { return q.origin != queued[0].origin }) {
+		return queued
+	}
+	type share struct {
+		queued []queuedProposal
+		bytes  int
+	}
+	var shares []share
+	of := map[proposalOrigin]int{}
+	for _, q := range queued {
+		i, known := of[q.origin]
+		if !known {
+			i = len(shares)
+			of[q.origin], shares = i, append(shares, share{})
+		}
+		shares[i].queued = append(shares[i].queued, q)
+		shares[i].bytes += len(q.proposal.GetPayload()) + envelopeOverheadBytes
+	}
+	slices.SortStableFunc(shares, func(a, b share) int { return a.bytes - b.bytes })
+	for _, s := range shares {
+		if !m.appendProposals(s.queued) {
+			refused = append(refused, s.queued...)
+		}
+	}
+	return refused
+}
+
+// appendProposals stamps proposals and hands them to raft as one. It reports false where raft takes none of them.
+func (m *Member) appendProposals(queued []queuedProposal) bool {
+	entries := make([]*raftpb.Entry, len(queued))
+	for i, q := range queued {
+		p := q.proposal
+		entries[i] = &raftpb.Entry{Data: encodeEnvelope(envelopeHeader{kind: p.GetKind(),
+			stamp: m.clock.next(m.now), session: p.GetSession(), seq: p.GetSeq(), payload: p.GetPayload()})}
+	}
+	err := m.raft.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &m.config.ID, Entries: entries})
+	if err == nil {
+		m.noteTraffic(queued)
+		return true
+	}
+	if !errors.Is(err, raft.ErrProposalDropped) {
+		m.config.Logger.Warn("raft refused proposals", "error", err)
+	}
+	return false
 }
 
 // reject tells the stream that a proposal came on that it was not put into the log.

@@ -54,11 +54,17 @@ func TestWhatAFailureMeans(t *testing.T) {
 		{errors.New("new"), codes.Unknown, ""},
 	} {
 		got := status.Convert(Status(test.err, ""))
-		reason := ""
+		reason, hint := "", time.Duration(0)
 		for _, detail := range got.Details() {
-			if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			switch info := detail.(type) {
+			case *errdetails.ErrorInfo:
 				reason = info.GetReason()
+			case *errdetails.RetryInfo:
+				hint = info.GetRetryDelay().AsDuration()
 			}
+		}
+		if overloaded := errors.Is(test.err, mirror.ErrOverloaded); (hint > 0) != overloaded {
+			t.Errorf("%v: a hint to try again after %v", test.err, hint)
 		}
 		if got.Code() != test.code || reason != test.reason {
 			t.Errorf("%v: %v with reason %q, want %v with %q", test.err, got.Code(), reason, test.code, test.reason)
