@@ -255,6 +255,17 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 	return changes
 }
 
+// RestartOrphans gives every orphan its whole TTL from stamp on.
+func (t *Table) RestartOrphans(stamp int64) {
+	all := t.orphans
+	t.orphans = make(orphanHeap, 0, len(all))
+	for _, l := range all {
+		l.orphanStamp = stamp
+		t.orphans.push(l)
+		t.changed(l)
+	}
+}
+
 // NextOrphan returns the orphan that ends first and the log time at which it does, in nanoseconds. Orphans that end
 // at the same time come by id.
 func (t *Table) NextOrphan() (id, endsAt int64, ok bool) {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -189,6 +190,21 @@ type InitialMember struct {
 	Region string
 	// Address is where the others reach it. It may change between starts.
 	Address string
+}
+
+// ParseInitialCluster reads the members of a first configuration as flags have them: NAME=HOST:PORT, with commas between.
+func ParseInitialCluster(text string) (members []InitialMember, err error) {
+	for _, item := range strings.Split(text, ",") {
+		name, address, found := strings.Cut(strings.TrimSpace(item), "=")
+		if !found || name == "" {
+			return nil, fmt.Errorf("%q is not NAME=ADDRESS", item)
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return nil, fmt.Errorf("member %q: %w", name, err)
+		}
+		members = append(members, InitialMember{Name: name, Address: address})
+	}
+	return members, nil
 }
 
 var errInitialCluster = errors.New("initial cluster")

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -192,7 +191,7 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 		return c, errors.New("--initial-cluster and --join: a member either begins the log or joins it")
 	}
 	if o.initialCluster != "" {
-		if c.InitialCluster, err = parseInitialCluster(o.initialCluster); err != nil {
+		if c.InitialCluster, err = logservice.ParseInitialCluster(o.initialCluster); err != nil {
 			return c, fmt.Errorf("--initial-cluster: %w", err)
 		}
 	}
@@ -220,20 +219,6 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 		return c, err
 	}
 	return c, nil
-}
-
-func parseInitialCluster(text string) (members []logservice.InitialMember, err error) {
-	for _, item := range strings.Split(text, ",") {
-		name, address, found := strings.Cut(strings.TrimSpace(item), "=")
-		if !found || name == "" {
-			return nil, fmt.Errorf("%q is not NAME=ADDRESS", item)
-		}
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return nil, fmt.Errorf("member %q: %w", name, err)
-		}
-		members = append(members, logservice.InitialMember{Name: name, Address: address})
-	}
-	return members, nil
 }
 
 // health says a member is ready when it knows a leader and nothing keeps it from taking appends.

@@ -88,7 +88,7 @@ var mayImport = map[string]struct {
 	"playground":               {[]string{"logservice", "frontend", "internal"}, "a cluster in one process is members and frontends, wired"},
 	"cmd/logsvc":               {[]string{"logservice", "internal"}, "flags, wiring and signals only"},
 	"cmd/frontend":             {[]string{"frontend", "internal"}, "flags, wiring and signals only"},
-	"cmd/kvctl":                {[]string{"statemachine", "cmd/kvctl", "client", "playground", "logservice/segment", "statemachine/image", "internal"}, "the command line is a client, plus offline tools"},
+	"cmd/kvctl":                {[]string{"statemachine", "cmd/kvctl", "client", "playground", "logservice", "statemachine/image", "internal"}, "the command line is a client, plus offline tools: they read a log, and write the directories of a new one"},
 	"test":                     {[]string{"*"}, "tests may look at everything"},
 	"logservice/checkpoint":    {[]string{"internal/disk"}, "checkpoints on disk are bytes with a name"},
 }

@@ -21,8 +21,8 @@ import (
 
 // newSnapshot groups what makes and checks backups.
 func newSnapshot(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "snapshot", Short: "Save and check backups of the whole state"}
-	c.AddCommand(newSnapshotSave(o), newSnapshotVerify(o))
+	c := &cobra.Command{Use: "snapshot", Short: "Save and check backups of the whole state, and begin clusters from them"}
+	c.AddCommand(newSnapshotSave(o), newSnapshotVerify(o), newSnapshotRestore(o))
 	return c
 }
 
@@ -134,28 +134,36 @@ func newSnapshotVerify(o *options) *cobra.Command {
 		Short: "Read all of a backup, without a cluster, and tell what it holds",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			file, err := os.Open(args[0])
+			b, sizeBytes, err := readBackup(args[0])
 			if err != nil {
 				return err
-			}
-			defer file.Close()
-			info, err := file.Stat()
-			if err != nil {
-				return err
-			}
-			b, err := checkpoint.ReadBackup(file, info.Size(), statemachine.Options{})
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			h, stats := b.Header, b.Machine.Space().Stats()
 			return o.printSnapshot(map[string]any{
 				"file": args[0], "index": h.Index, "term": h.Term, "revision": h.Revision, "compact_revision": h.CompactRevision,
 				"cluster_id": fmt.Sprintf("%016x", h.ClusterID), "epoch": h.Epoch, "keys": stats.Keys,
-				"versions": b.Counts.Base + b.Counts.History, "leases": b.Counts.Leases, "size_bytes": info.Size(),
+				"versions": b.Counts.Base + b.Counts.History, "leases": b.Counts.Leases, "size_bytes": sizeBytes,
 				"sha256": hex.EncodeToString(b.SHA256[:]),
 			}, "%s is whole: cluster %016x, epoch %d, log index %d (term %d), revision %d (compacted to %d)\n"+
 				"%d keys, %d versions, %d leases, %s, sha256 %x", args[0], h.ClusterID, h.Epoch, h.Index, h.Term, h.Revision,
-				h.CompactRevision, stats.Keys, b.Counts.Base+b.Counts.History, b.Counts.Leases, bytesText(info.Size()), b.SHA256)
+				h.CompactRevision, stats.Keys, b.Counts.Base+b.Counts.History, b.Counts.Leases, bytesText(sizeBytes), b.SHA256)
 		},
 	}
+}
+
+// readBackup reads all of a file and checks it.
+func readBackup(path string) (b *checkpoint.Backup, sizeBytes int64, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	if b, err = checkpoint.ReadBackup(file, info.Size(), statemachine.Options{}); err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return b, info.Size(), nil
 }
