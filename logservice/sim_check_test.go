@@ -28,7 +28,7 @@ const (
 // Outcomes:
 //   - no two members publish different entries at an index; a restarted one begins with what is published
 //   - published never goes back, and what a member tells its tails has no gaps
-//   - nothing published is ever replaced in a log that holds it
+//   - nothing published is ever replaced in a log that holds it, except before the member is in the term of its publication
 //   - log time never goes back and advances by a bounded step
 //   - a rejected proposal is not in the log
 //   - a read round is answered with an index at or above all that was published anywhere before its question, when that
@@ -408,9 +408,16 @@ func (c *simChecker) holds(n *simNode) {
 		term, err := l.Term(index)
 		return err == nil && term == c.agreed[index-1].term
 	}
-	if n.kept > 0 && !same(n.kept) {
-		c.s.errorf("node %d: published entry %d of term %d was replaced in its log", n.index, n.kept, c.agreed[n.kept-1].term)
-		return
+	for n.kept > 0 && !same(n.kept) {
+		// One that was published in a later term than the member's may go: a leader between the entry's term and that one may
+		// lack it, and the member has not acked it in the later term.
+		if e := &c.agreed[n.kept-1]; n.member.state.term >= e.publishedIn || n.published >= n.kept {
+			c.s.errorf("node %d: in term %d, entry %d of term %d, published in term %d, was replaced in its log", n.index,
+				n.member.state.term, n.kept, e.term, e.publishedIn)
+			return
+		}
+		c.s.counts.add("orphan replaced before the later term was heard of")
+		n.kept--
 	}
 	for n.kept < min(l.last, c.highest()) && same(n.kept+1) {
 		n.kept++

@@ -183,3 +183,13 @@ func TestSimulationIsReproducible(t *testing.T) {
 		}
 	}
 }
+
+// Schedules that once failed.
+func TestSimulationOfKnownSeeds(t *testing.T) {
+	// 14715: a log that holds an orphan replaces it while others publish it in a later term.
+	for _, seed := range []uint64{14715} {
+		if s := simulate(seed, checkAll); s.failure != "" {
+			t.Errorf("seed %d: %s", seed, s.failure)
+		}
+	}
+}

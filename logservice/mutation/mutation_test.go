@@ -175,7 +175,7 @@ func kindOf(text string) string {
 		{`publishes at \d+: term .*; was`, "two entries published at one index"},
 		{`panics: logservice: published index`, "panic: a published entry would be replaced"},
 		{`was replaced by one of`, "a published entry replaced in memory"},
-		{`was replaced in its log`, "a published entry replaced in a log"},
+		{`published in term .* was replaced in its log`, "a published entry replaced in a log"},
 		{`was published before$`, "a round below what was published"},
 		{`before it was published here`, "a round answered before its index was published"},
 		{`round .* failed long after`, "a round not answered"},

@@ -13,7 +13,7 @@
  * {0,1,2} and {0,2,3}, C2 is {0,2,3}. With -DSIMPLE, C1 is {0,1,2,3} and there is no C2.
  *
  * Bounds: N members, TERMS elections, LENGTH entries, CRASHES crashes, one read round (READS) by member ASKER; CHANGES says how
- * many of the two entries there may be. Mutants are switched on by -D, see run.sh.
+ * many of the two entries there may be. -DFROM_CHANGE begins where C1 has just been committed. Mutants are switched on by -D, see run.sh.
  */
 #ifndef N
 #define N 4
@@ -405,6 +405,13 @@ inline settle() {
 	:: d_step { phase == 1 && !answered[s] && VOTER(askedConf, s) -> answer(s); settle() }
 
 init {
+#ifdef FROM_CHANGE
+	/* The first leader alone knows that the change to C1 is committed, by itself and member 1. */
+	d_step {
+		elect(0, 3); appendEntry(0, 1 + CHANGE); durable[0] = 1; replicate(0, 1, true); durable[1] = 1; settle();
+		commitEntries(0); durableCommit[0] = commit[0]; settle()
+	}
+#endif
 end:
 	do
 	ELECT(0, 3) ELECT(0, 5) ELECT(0, 7) ELECT(1, 3) ELECT(1, 6) ELECT(1, 7) ELECT(2, 5) ELECT(2, 6) ELECT(2, 7)

@@ -34,6 +34,8 @@ reads="$three -DREADS"
 change="-DN=4 -DTERMS=2 -DLENGTH=2 -DCHANGES=1 -DCRASHES=0"
 
 echo "Explored:"
+search "read round, one entry" 0 -DN=3 -DTERMS=2 -DLENGTH=1 -DREADS -DCRASHES=0
+search "joint, just committed" 0 -DN=4 -DTERMS=2 -DLENGTH=2 -DCHANGES=1 -DCRASHES=0 -DFROM_CHANGE
 search "two terms, a crash" 0 $three
 search "three terms" 0 $terms -DCRASHES=0
 search "read round" 0 $reads -DCRASHES=0
@@ -43,6 +45,8 @@ search "joint, read round" 0 $change -DREADS
 
 echo "Mutants:"
 search "acks of other terms" 1 $three -DOTHER_TERMS
+search "entry of another term" 1 -DN=3 -DTERMS=4 -DLENGTH=1 -DCRASHES=0 -DENTRY_TERM
+search "end of the log acked" 1 -DN=3 -DTERMS=3 -DLENGTH=1 -DCRASHES=0 -DACK_PERSISTED
 search "quorum minus one" 1 $three -DQUORUM_MINUS_ONE
 search "ack before the sync" 1 $three -DACK_BEFORE_SYNC
 search "restart publishes all" 1 $three -DRESTART_ALL
