@@ -92,6 +92,10 @@ bench-quick: ## The same with one short round of the main rows, in under two min
 bench-restart: ## Hold 1,000,000 keys, restart one server of each system, and print times, memory and their ratios
 	cd test/bench && $(GO) run . -rows large -keys 1000 $(BENCH_FLAGS)
 
+.PHONY: bench-bootstrap
+bench-bootstrap: ## Let a frontend without data join 1,000,000 keys, and print what that costs the others
+	cd test/bench && $(GO) run . -rows bootstrap -keys 1000 $(BENCH_FLAGS)
+
 .PHONY: bench-gc
 bench-gc: ## Measure what a collection costs with 5,000,000 keys in memory
 	$(GO) test -run '^$$' -bench 'Memory/keyspace$$' -benchtime 1x ./statemachine/keyspace -bench-keys 5000000

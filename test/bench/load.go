@@ -59,7 +59,8 @@ func rows() []row {
 		{"lease-keepalive", "lease keep-alive, spread", 100, 1000, keepAliveWorker},
 		{"lease-keepalive-away", "lease keep-alive, not at the leader and not where it was granted", 100, 1000, keepAliveAwayWorker},
 		{"lease-grant", "lease grant, 10 connections / 100 clients", 10, 100, grantWorker},
-	}, append(watchRows(), row{name: largeRow, title: "a server that holds many keys"}, row{name: wanRow, title: "across regions"})...)
+	}, append(watchRows(), row{name: largeRow, title: "a server that holds many keys"},
+		row{name: bootstrapRow, title: "a frontend without data joins"}, row{name: wanRow, title: "across regions"})...)
 }
 
 func putWorker(_ context.Context, w workerOptions) (func(context.Context) error, error) {

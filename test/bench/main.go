@@ -103,6 +103,13 @@ func run(ctx context.Context, o options) (err error) {
 			}
 			continue
 		}
+		if r.name == bootstrapRow {
+			document.LargeKeys = o.largeKeys
+			if document.Bootstrap, err = runBootstrap(ctx, o, directory); err != nil {
+				return errors.Join(err, publish(document, o))
+			}
+			continue
+		}
 		if r.name == wanRow {
 			if document.WAN, err = runWAN(ctx, o, directory); err != nil {
 				return errors.Join(err, publish(document, o))

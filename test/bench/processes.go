@@ -126,8 +126,8 @@ func freePorts(n int) ([]string, error) {
 const membersEach = 3
 
 // startSystem starts etcd or logmirror with data in a directory of its own, which is made. With links, the servers are in
-// three regions and reach each other through them; nil for one region.
-func startSystem(name, binaries, directory string, between *links) (s *system, err error) {
+// three regions and reach each other through them; nil for one region. memberFlags are given to our log members.
+func startSystem(name, binaries, directory string, between *links, memberFlags ...string) (s *system, err error) {
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func startSystem(name, binaries, directory string, between *links) (s *system, e
 	if name == "etcd" {
 		err = s.startEtcd(filepath.Join(binaries, "etcdmember"), directory, between)
 	} else {
-		err = s.startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory, between)
+		err = s.startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory, between, memberFlags)
 	}
 	if err != nil {
 		s.stop()
@@ -188,9 +188,9 @@ func (s *system) startEtcd(binary, directory string, between *links) error {
 	return nil
 }
 
-// startLogmirror starts three log members and three frontends, every other flag at its default but that of the
+// startLogmirror starts three log members and three frontends, every flag that is not given at its default but that of the
 // metrics, which tell how the load was packed, and between regions the one that says where the leader is.
-func (s *system) startLogmirror(logsvc, frontend, directory string, between *links) error {
+func (s *system) startLogmirror(logsvc, frontend, directory string, between *links, memberFlags []string) error {
 	addresses, err := freePorts(4 * membersEach)
 	if err != nil {
 		return err
@@ -218,7 +218,7 @@ func (s *system) startLogmirror(logsvc, frontend, directory string, between *lin
 		}
 		return err
 	}
-	more := []string{"--initial-cluster", strings.Join(initial, ",")}
+	more := append([]string{"--initial-cluster", strings.Join(initial, ",")}, memberFlags...)
 	if between != nil {
 		more = append(more, "--leader-policy", "fixed="+regions[0])
 	}

@@ -156,6 +156,8 @@ type report struct {
 	// Large is the row about servers that hold LargeKeys keys.
 	LargeKeys int       `json:"large_keys,omitempty"`
 	Large     []holding `json:"large,omitempty"`
+	// Bootstrap is the row about a frontend that joins LargeKeys keys.
+	Bootstrap *bootstrapped `json:"bootstrap,omitempty"`
 	// WAN is the row across regions.
 	WAN []wanResult `json:"across_regions,omitempty"`
 }
@@ -204,6 +206,9 @@ func (r *report) markdown(w io.Writer) error {
 		return err
 	}
 	if err := largeMarkdown(w, r.LargeKeys, r.Large); err != nil {
+		return err
+	}
+	if err := bootstrapMarkdown(w, r.LargeKeys, r.Bootstrap); err != nil {
 		return err
 	}
 	return wanMarkdown(w, r.WAN)

@@ -92,6 +92,15 @@ func (p *process) usage() (u usage, err error) {
 
 // count adds the process's counters.
 func (p *process) count(counters map[string]float64) error {
+	return p.figures(func(name string, value float64) {
+		if counted := countedMetrics[name]; counted != "" {
+			counters[counted] += value
+		}
+	})
+}
+
+// figures visits every metric that the process exports, whatever its labels.
+func (p *process) figures(visit func(name string, value float64)) error {
 	if p.metrics == "" {
 		return nil
 	}
@@ -110,13 +119,11 @@ func (p *process) count(counters map[string]float64) error {
 			continue
 		}
 		name, _, _ := strings.Cut(words[0], "{")
-		if counted := countedMetrics[name]; counted != "" {
-			value, err := strconv.ParseFloat(words[1], 64)
-			if err != nil {
-				return err
-			}
-			counters[counted] += value
+		value, err := strconv.ParseFloat(words[1], 64)
+		if err != nil {
+			return err
 		}
+		visit(name, value)
 	}
 	return nil
 }
