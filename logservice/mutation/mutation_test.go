@@ -22,7 +22,7 @@ import (
 
 var (
 	table = flag.String("mutation.table", "", "write the table of mutants to this file, from searches without their profiles")
-	limit = flag.Int("mutation.seeds", 5000, "how far to search for the table")
+	limit = flag.Int("mutation.seeds", 200, "how far to search for the table")
 	only  = flag.String("mutation.only", "", "only mutants whose name matches this pattern")
 )
 
