@@ -17,7 +17,7 @@ const (
 	// HeadroomBytes of garbage may gather, within the percentages of what is alive that follow. Letting as much gather in
 	// small heaps too saved no CPU time that could be measured, and cost its memory in each process.
 	HeadroomBytes = 64 << 20
-	percentMin    = 25
+	percentMin    = 12
 	percentMax    = 100
 	// A new percentage stops the world for a moment: one that differs by less than an eighth is not worth it.
 	percentChange = 8
