@@ -37,6 +37,7 @@ const (
 // Facts within:
 //   - what is published early is on the disks of a majority of each half of the configuration, and is no configuration
 //     change
+//   - a read round that is answered heard a majority of each half of the configuration it was asked under
 //   - a term has one leader, who holds all that was published in earlier terms
 //   - the commit of a configuration change is durable where the change is applied
 //   - a vote leaves when it is on the disk
@@ -301,11 +302,30 @@ func (c *simChecker) answers(n *simNode, r RoundResult) {
 	}
 }
 
+// answeredByMajorities checks that a round of either kind heard a majority of each half of the configuration it was asked
+// under.
+func (c *simChecker) answeredByMajorities(r simRound) {
+	for _, half := range r.quorums {
+		heard := 0
+		for id := range half {
+			if r.answers[id] != nil {
+				heard++
+			}
+		}
+		if len(half) > 0 && heard <= len(half)/2 {
+			c.s.errorf("fact: a round was answered that heard %d of %d voters of one half", heard, len(half))
+		}
+	}
+}
+
 // countRound notes what kind of round came to an answer.
 func (c *simChecker) countRound(r simRound) {
 	counts := c.s.counts
 	if r.answers == nil {
 		return
+	}
+	if c.checks == checkAll {
+		c.answeredByMajorities(r)
 	}
 	barrier, haveBarrier := r.barrier()
 	nearest, haveNearest := r.nearestMajority()

@@ -97,6 +97,7 @@ var mutants = []mutant{
 	{name: "barrier-minus-one", rule: "barrier: fewer than a majority", profile: "two leaders", within: 100,
 		patches: []patch{{"rounds.go", `return leader.LastIndex, r.quorums.VoteResult(votes) == quorum.VoteWon`,
 			`return leader.LastIndex, mutantWon(r, votes, "barrier") && !mutant("no-barrier")`}}},
+	{name: "barrier-one-half", rule: "barrier: only the incoming half of a joint configuration", profile: "halves", within: 200},
 	{name: "never-asked-again", rule: "rounds: a question is never repeated", profile: "everything", within: 50,
 		patches: []patch{
 			{"rounds.go", `case m.ticks-r.askedAt >=`, `case !mutant("never-asked-again") && m.ticks-r.askedAt >=`},
