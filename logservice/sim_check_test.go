@@ -313,7 +313,7 @@ func (c *simChecker) answeredByMajorities(r simRound) {
 			}
 		}
 		if len(half) > 0 && heard <= len(half)/2 {
-			c.s.errorf("fact: a round was answered that heard %d of %d voters of one half", heard, len(half))
+			c.s.errorf("a round was answered that heard %d of %d voters of one half", heard, len(half))
 		}
 	}
 }

@@ -185,6 +185,7 @@ func kindOf(text string) string {
 		{`leads in term .* without`, "fact: a leader without a published entry"},
 		{`its disk says that`, "fact: a change applied, its commit not durable"},
 		{`which has another leader`, "fact: two leaders in a term"},
+		{`heard \d+ of \d+ voters`, "fact: a round without a majority of each half"},
 		{`votes in term`, "fact: a vote that is not on the disk"},
 		{`says that entry .* is durable`, "fact: told as durable, not on the disk"},
 		{`publishes the configuration change`, "fact: a change published before its commit"},
