@@ -3,11 +3,12 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION)
-BINARIES := bin/logsvc bin/frontend bin/kvctl
+BIN := bin/
 BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 # Packages whose concurrency the race detector looks at in `make test`: all but those that run whole clusters, whose parts
-# are looked at by themselves (`make race` takes them too), and those that build processes of their own.
-OWN_PROCESSES = -e /test/e2e -e /api/proto -e /logservice/mutation
+# are looked at by themselves (`make race` takes them too), those that build processes of their own, and the simulation,
+# which is single-threaded.
+OWN_PROCESSES = -e /test/e2e -e /test/chaos -e /api/proto -e /logservice/mutation -e /test/sim
 RACE_PACKAGES = $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES) -e /test/cluster)
 
 .DEFAULT_GOAL := help
@@ -21,19 +22,37 @@ run: build ## Start a cluster of three regions on this machine (RUN_FLAGS adds f
 	bin/kvctl playground $(RUN_FLAGS)
 
 .PHONY: build
-build: ## Build logsvc, frontend and kvctl into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+build: ## Build logsvc, frontend, wanlink and kvctl into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/...
+
+.PHONY: release
+release: ## Build static binaries for linux and darwin, amd64 and arm64, with checksums and a bill of materials, into dist/
+	GO="$(GO)" VERSION="$(VERSION)" tools/release.sh dist
+
+.PHONY: release-check
+release-check: ## Build a release twice, in two places, and compare every byte (one platform; PLATFORMS for others)
+	PLATFORMS="$${PLATFORMS:-linux/amd64}" GO="$(GO)" VERSION="$(VERSION)" tools/release-check.sh
 
 .PHONY: test
 test: ## Run everything that must hold, with the race detector where it pays
 	$(GO) vet ./...
 	$(GO) test -race -timeout 9m $(RACE_PACKAGES)
-	$(GO) test -timeout 9m ./test/cluster ./test/e2e/... ./logservice/mutation
+	$(GO) test -timeout 9m ./test/cluster ./test/e2e/... ./test/chaos ./logservice/mutation ./test/sim
 	$(GO) test -timeout 9m -run '^TestSimulation$$' ./logservice -simulate.seeds 2000
 
 .PHONY: race
 race: ## Run the tests of whole clusters with the race detector as well (about a quarter of an hour)
 	$(GO) test -race -timeout 0 $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES))
+
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target of the repository for FUZZ_SECONDS (60) each; what one finds is kept in its testdata
+	@grep -rEo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sed -E 's|^(.*)/[^/]*:func (.*)|\1 \2|' | sort | \
+	while read -r directory target; do \
+		echo "$$directory $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_SECONDS)s $$directory || exit 1; \
+	done
 
 .PHONY: simulate
 simulate: ## Run SEEDS seeded schedules of the log service from seed FROM on, on all processors
@@ -41,6 +60,13 @@ simulate: ## Run SEEDS seeded schedules of the log service from seed FROM on, on
 
 SEEDS ?= 100000
 FROM ?= 0
+
+.PHONY: torture
+torture: ## Run whole systems from new seeds for MINUTES, on all processors, and go on with the figures in RECORD
+	$(GO) test -count 1 -timeout 0 -v -run '^TestTorture$$' ./test/sim -sim.minutes $(MINUTES) -sim.record $(abspath $(RECORD))
+
+MINUTES ?= 10
+RECORD ?= torture.json
 
 .PHONY: model
 model: ## Let spin search the model of publication and read rounds (LIMIT seconds for each search; needs spin and gcc)
@@ -61,11 +87,29 @@ soak: ## Kill, pause, cut off and replace real processes under load and trimming
 SOAK_MINUTES ?= 3
 SOAK_SEED ?= 1
 
+.PHONY: chaos
+chaos: ## Do every kind of harm to real processes for CHAOS_MINUTES, as CHAOS_SEED draws it, and check all that clients saw
+	$(GO) test -count 1 -timeout 0 -v ./test/chaos -chaos.duration $(CHAOS_MINUTES)m -chaos.seed $(CHAOS_SEED)
+
+CHAOS_MINUTES ?= 5
+CHAOS_SEED ?= 1
+
+.PHONY: drills
+drills: ## Lose members, leaders, regions, disks and clocks of real processes, and measure what clients notice (about 15 minutes)
+	$(GO) run ./test/drills $(DRILL_FLAGS) all
+
+drill-%: ## One of them, such as drill-lost-region (see go run ./test/drills -help)
+	$(GO) run ./test/drills $(DRILL_FLAGS) $*
+
 .PHONY: lint
 lint: ## Run go vet, staticcheck and golangci-lint
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/lint/go.mod staticcheck ./...
 	$(GO) tool -modfile=tools/lint/go.mod golangci-lint run --allow-parallel-runners ./...
+
+.PHONY: observability
+observability: ## Hold alert rules, dashboard and runbook to the metrics that docs/metrics.md lists
+	cd test/observability && $(GO) vet ./... && $(GO) test -count 1 ./...
 
 .PHONY: proto
 proto: ## Generate the Go code of api/proto anew
@@ -87,6 +131,14 @@ bench: ## Measure this checkout beside etcd: every row, three rounds, WAN rows, 
 .PHONY: bench-quick
 bench-quick: ## The same with one short round of the main rows, in under two minutes
 	cd test/bench && $(GO) run . -rounds 1 -duration 2s -keys 10000 -rows $(BENCH_QUICK_ROWS) $(BENCH_FLAGS)
+
+.PHONY: bench-watch
+bench-watch: ## Measure watches beside etcd: CPU per event, latency to the last of 10,000 deliveries, memory (about 6 minutes)
+	cd test/bench && $(GO) run . -rows 'watch*' -keys 1000 -duration 3s $(BENCH_FLAGS)
+
+.PHONY: bench-plot
+bench-plot: ## Draw latency against load, 1 to 1,000 clients, beside etcd's, into docs/plots (about two minutes)
+	cd test/bench && $(GO) run . -rows put-1 -rounds 1 -duration 2s -keys 10000 -plot $(CURDIR)/docs/plots $(BENCH_FLAGS)
 
 .PHONY: bench-restart
 bench-restart: ## Hold 1,000,000 keys, restart one server of each system, and print times, memory and their ratios
@@ -117,18 +169,26 @@ bench-compare: ## Compare the Go benchmarks with those of another commit: BASE=m
 test-etcd: ## Compare what watches say with what etcd's say, event by event (builds etcd; about 2 minutes)
 	cd test/bench && $(GO) test -count=1 ./...
 
+.PHONY: metrics-reference
+metrics-reference: ## Write docs/metrics.md anew from what a running cluster exports
+	$(GO) test -count 1 -run '^TestMetrics$$' ./test/cluster -metrics.update
+
 .PHONY: demo
 demo: ## Start three regions as containers (needs a Docker Engine with docker compose or docker-compose)
 	deploy/compose/demo up
 
-.PHONY: demo-smoke
-demo-smoke: ## Check the running demo: put, get, CAS, watch and lease across its regions
-	deploy/compose/demo smoke
+.PHONY: demo-tour
+demo-tour: ## Walk through the running demo: write, watch, cut a region off, kill the leader, heal; each answer is checked
+	$(GO) run ./test/tour
 
 .PHONY: demo-down
-demo-down: ## Stop the demo and remove its data
+demo-down: ## Stop the demo and remove its data and certificates
 	deploy/compose/demo down
+
+.PHONY: test-demo
+test-demo: ## Start the demo, walk through it and end it, as a test (some minutes of containers)
+	$(GO) test -count 1 -timeout 15m -v ./test/tour -tour
 
 .PHONY: clean
 clean: ## Remove what build made
-	rm -rf bin
+	rm -rf bin dist

@@ -3,7 +3,8 @@
 // A Client talks to the frontends of one region and fails over between them; calls are those of kv.v1, reached through
 // the generated clients it embeds. What this package adds is what every program needs around them: watches, lease renewals
 // and streams of ids that survive a lost connection (Watch, KeepAlive, GenerateBlocks), request ids that make a retried write
-// safe (RequestID), and a write that is retried under one until it has an outcome (Once).
+// safe (RequestID), and a write that is retried under one until it has an outcome (Once). A unary call whose context has a span of
+// OpenTelemetry carries it as W3C Trace Context.
 //
 // A Client is safe for use by any number of goroutines. The SDK retries reads and streams, never a write outside of
 // Once: a write that failed with UNAVAILABLE may be sent again if it carries a request id.
@@ -20,11 +21,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
@@ -106,7 +110,7 @@ func New(config Config) (*Client, error) {
 		grpc.WithDefaultServiceConfig(readsRetry),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytesMax)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WithUnaryInterceptor(c.noteIndex),
+		grpc.WithChainUnaryInterceptor(c.noteIndex, tellTrace),
 	}
 	if config.Dial != nil {
 		options = append(options, grpc.WithContextDialer(config.Dial))
@@ -139,6 +143,19 @@ func (c *Client) noteIndex(ctx context.Context, method string, request, answer a
 		}
 	}
 	return err
+}
+
+// tellTrace sends the span of the caller's context, if it has one, as W3C Trace Context does.
+func tellTrace(ctx context.Context, method string, request, answer any, connection *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	if trace.SpanContextFromContext(ctx).IsValid() {
+		carrier := propagation.MapCarrier{}
+		propagation.TraceContext{}.Inject(ctx, carrier)
+		for key, value := range carrier {
+			ctx = metadata.AppendToOutgoingContext(ctx, key, value)
+		}
+	}
+	return invoke(ctx, method, request, answer, connection, options...)
 }
 
 // RequestID returns a new id for WriteOptions.request_id. The same id may be sent any number of times, through any

@@ -76,8 +76,11 @@ type pageToken struct {
 	next     []byte
 }
 
-// pageTokenVersion begins every token, so that its form can change.
-const pageTokenVersion = 1
+// What begins every token, so that its form can change, and so that no listing takes another's.
+const (
+	pageTokenVersion      = 1
+	leasePageTokenVersion = 2
+)
 
 // String encodes the token.
 func (t pageToken) String() string {
@@ -97,6 +100,19 @@ func parsePageToken(text string) (pageToken, error) {
 		return pageToken{}, errMalformedToken
 	}
 	return pageToken{revision: int64(revision), next: b[1+n:]}, nil
+}
+
+// leasePageToken names the lease with which the next page of leases begins.
+func leasePageToken(first int64) string {
+	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint64([]byte{leasePageTokenVersion}, uint64(first)))
+}
+
+func parseLeasePageToken(text string) (first int64, err error) {
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil || len(b) != 1+8 || b[0] != leasePageTokenVersion {
+		return 0, errMalformedToken
+	}
+	return int64(binary.BigEndian.Uint64(b[1:])), nil
 }
 
 // getAnswer is a kvv1.GetResponse whose key-value is encoded already.

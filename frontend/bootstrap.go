@@ -106,8 +106,9 @@ func (s *Server) newWaitingRoom(progress *bootstrapStatus) *grpc.Server {
 	room := s.newGRPC(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 		return status.Error(codes.Unavailable, "this frontend is not serving: "+progress.String())
 	}))
-	kvv1.RegisterClusterServiceServer(room, &waitingCluster{server: s, progress: progress})
-	healthv1.RegisterHealthServer(room, s.health)
+	observed := s.calls.Registrar(room)
+	kvv1.RegisterClusterServiceServer(observed, &waitingCluster{server: s, progress: progress})
+	healthv1.RegisterHealthServer(observed, s.health)
 	return room
 }
 
@@ -139,6 +140,9 @@ func newMetrics(s *Server, registerer prometheus.Registerer) (*metrics, error) {
 	m := &metrics{bootstraps: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "logmirror_frontend_bootstraps_total", Help: "Attempts to build the state from a checkpoint, by outcome.",
 	}, []string{"outcome"})}
+	for _, outcome := range []string{"done", "failed"} {
+		m.bootstraps.WithLabelValues(outcome)
+	}
 	if registerer == nil {
 		return m, nil
 	}

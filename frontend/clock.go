@@ -10,7 +10,7 @@ import (
 // compares its own readings with the time until which the mirror's session is held.
 func boottime() time.Duration {
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+	if err := unix.ClockGettime(clockWithSleep, &now); err != nil {
 		// Without it there is no telling how long this process slept; the kernel has had it since 2.6.39.
 		panic("frontend: CLOCK_BOOTTIME: " + err.Error())
 	}

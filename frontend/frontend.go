@@ -36,15 +36,17 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/internal/observe/calls"
+	"github.com/logmirror/logmirror/internal/observe/tracing"
 	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/statemachine"
 )
@@ -84,6 +86,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil for none.
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of unary calls and of what they propose, and of entries that are traced; nil for none.
+	Tracer trace.Tracer
 }
 
 const (
@@ -110,12 +114,15 @@ type Server struct {
 	health   *health.Server
 	listener *sharedListener
 	metrics  *metrics
+	calls    *calls.Observer
 
 	// ready is closed when a life is ready for the first time.
 	ready     chan struct{}
 	readyOnce sync.Once
 
 	mu sync.Mutex
+	// services are the names that the health service knows, beside the empty one for the whole.
+	services []string
 	// life is the present one, or the last one while a bootstrap runs.
 	life *life
 	// bootstrapping tells how far a bootstrap has come; nil while none runs.
@@ -166,9 +173,12 @@ func start(config Config) (*Server, error) {
 		health: health.NewServer(),
 	}
 	s.owners = newOwners(config.Dial, config.PeerCredentials)
-	s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
+	s.setServing(false)
 	var err error
-	if s.metrics, err = newMetrics(s, config.Registerer); err == nil {
+	if s.calls, err = calls.New(calls.Config{Logger: config.Logger, Registerer: config.Registerer}); err == nil {
+		s.metrics, err = newMetrics(s, config.Registerer)
+	}
+	if err == nil {
 		s.life, err = s.newLife()
 	}
 	if err != nil {
@@ -197,6 +207,9 @@ func (s *Server) newGRPC(further ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: serverPingInterval, Timeout: serverPingTimeout}),
 		grpc.WaitForHandlers(true),
 	}, further...)
+	if s.config.Tracer != nil {
+		options = append(options, grpc.ChainUnaryInterceptor(tracing.UnaryServer(s.config.Tracer)))
+	}
 	if s.config.ServerCredentials != nil {
 		options = append(options, grpc.Creds(s.config.ServerCredentials))
 	}

@@ -207,17 +207,25 @@ const (
 	pageBytes       = 2 << 20
 )
 
+// pageSize checks how many a page is to have at most.
+func pageSize(asked int32) (int, error) {
+	switch {
+	case asked < 0 || asked > pageSizeMax:
+		return 0, invalid("page_size", "must be from 0 to %d", pageSizeMax)
+	case asked == 0:
+		return pageSizeDefault, nil
+	}
+	return int(asked), nil
+}
+
 func (s *kvServer) list(ctx context.Context, r *kvv1.ListRequest) (any, error) {
 	start, revision, asked := r.GetKey(), r.GetRevision(), r.GetConsistency()
-	switch {
-	case r.GetPageSize() < 0 || r.GetPageSize() > pageSizeMax:
-		return nil, invalid("page_size", "must be from 0 to %d", pageSizeMax)
-	case revision < 0:
+	if revision < 0 {
 		return nil, invalid("revision", "must not be negative")
 	}
-	size := int(r.GetPageSize())
-	if size == 0 {
-		size = pageSizeDefault
+	size, err := pageSize(r.GetPageSize())
+	if err != nil {
+		return nil, err
 	}
 	if r.GetPageToken() != "" {
 		page, err := parsePageToken(r.GetPageToken())

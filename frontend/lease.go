@@ -3,14 +3,17 @@ package frontend
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
+	"github.com/logmirror/logmirror/lease"
 	"github.com/logmirror/logmirror/lease/keeper"
 	"github.com/logmirror/logmirror/statemachine"
 )
@@ -142,24 +145,45 @@ func (s *leaseServer) ownedTimeToLive(r *kvv1.TimeToLiveRequest) (*kvv1.TimeToLi
 	}, nil
 }
 
-func (s *leaseServer) ListLeases(ctx context.Context, _ *kvv1.ListLeasesRequest) (*kvv1.ListLeasesResponse, error) {
+func (s *leaseServer) ListLeases(ctx context.Context, r *kvv1.ListLeasesRequest) (*kvv1.ListLeasesResponse, error) {
+	size, err := pageSize(r.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	first := int64(math.MinInt64)
+	if r.GetPageToken() != "" {
+		if first, err = parseLeasePageToken(r.GetPageToken()); err != nil {
+			return nil, invalid("page_token", "%v", err)
+		}
+	}
 	view, err := s.region.Read(ctx, serving.Consistency{Linearizable: true})
 	if err != nil {
 		return nil, failure(err)
 	}
 	defer view.Release()
 	machine := s.region.Machine()
-	owners := make(map[uint64]statemachine.SessionInfo)
-	for _, session := range machine.Sessions() {
+	page := machine.LeasesFrom(first, size+1) // one more tells whether there is another page
+	return listedLeases(header(view.Facts()), page, size, machine.Sessions()), nil
+}
+
+// listedLeases is a page of at most size leases, and of not much more than pageBytes.
+func listedLeases(h *kvv1.ResponseHeader, found []lease.Info, size int, sessions []statemachine.SessionInfo) *kvv1.ListLeasesResponse {
+	owners := make(map[uint64]statemachine.SessionInfo, len(sessions))
+	for _, session := range sessions {
 		owners[session.ID] = session
 	}
-	response := &kvv1.ListLeasesResponse{Header: header(view.Facts())}
-	for _, l := range machine.Leases() {
+	response, bytes := &kvv1.ListLeasesResponse{Header: h}, 0
+	for _, l := range found {
+		if len(response.Leases) == size || bytes >= pageBytes {
+			response.NextPageToken = leasePageToken(l.ID)
+			break
+		}
 		status := &kvv1.LeaseStatus{Id: l.ID, GrantedTtlSeconds: l.TTLSeconds, Keys: int64(l.Keys)}
 		if owner, known := owners[l.Owner]; known && !l.Orphaned {
 			status.Owner, status.OwnerRegion = owner.Name, owner.Region
 		}
 		response.Leases = append(response.Leases, status)
+		bytes += proto.Size(status)
 	}
-	return response, nil
+	return response
 }

@@ -74,7 +74,7 @@ func (s *Server) mirrorConfig() mirror.Config {
 	c.ClientURLs = []string{scheme + s.config.Advertise}
 	c.Log.Members, c.Log.Dial, c.Log.Credentials = s.config.Log, s.config.Dial, s.config.LogCredentials
 	c.Logger, c.Log.Logger = s.logger, s.logger
-	c.Clock = s.config.Clock
+	c.Clock, c.Tracer = s.config.Clock, s.config.Tracer
 	return c
 }
 
@@ -96,18 +96,19 @@ func (l *life) newObservers(machine *statemachine.Machine, m *mirror.Mirror) []m
 
 // register registers the services.
 func (l *life) register() {
-	held := leases{l.keeper}
-	l.grpc.RegisterService(kvServiceDesc(), &kvServer{region: l.region})
-	kvv1.RegisterWatchServiceServer(l.grpc, &watchServer{region: l.region, hub: l.hub, sender: &l.sender})
-	kvv1.RegisterLeaseServiceServer(l.grpc, &leaseServer{region: l.region, leases: held})
-	kvv1.RegisterIdServiceServer(l.grpc, &idServer{region: l.region, ids: l.ids})
-	kvv1.RegisterClusterServiceServer(l.grpc, &clusterServer{life: l})
-	kvv1.RegisterAdminServiceServer(l.grpc, &adminServer{region: l.region})
-	healthv1.RegisterHealthServer(l.grpc, l.server.health)
-	etcd.Register(l.grpc, etcd.Config{
+	held, observed := leases{l.keeper}, l.server.calls.Registrar(l.grpc)
+	observed.RegisterService(kvServiceDesc(), &kvServer{region: l.region})
+	kvv1.RegisterWatchServiceServer(observed, &watchServer{region: l.region, hub: l.hub, sender: &l.sender})
+	kvv1.RegisterLeaseServiceServer(observed, &leaseServer{region: l.region, leases: held})
+	kvv1.RegisterIdServiceServer(observed, &idServer{region: l.region, ids: l.ids})
+	kvv1.RegisterClusterServiceServer(observed, &clusterServer{life: l})
+	kvv1.RegisterAdminServiceServer(observed, &adminServer{region: l.region})
+	healthv1.RegisterHealthServer(observed, l.server.health)
+	etcd.Register(observed, etcd.Config{
 		Region: l.region, Hub: l.hub, Sender: &l.sender, Leases: held,
 		LogStatus: l.etcdLogStatus, LogReachable: l.logReachable, LogLost: l.loss.Lost, Logger: l.server.logger,
 	})
+	l.server.nameServices(l.grpc)
 }
 
 // live serves one life after another, until the server is stopped or its mirror cannot go on.
@@ -118,7 +119,7 @@ func (s *Server) live(l *life) {
 		if after == afterNothing {
 			return // whoever stops the server ends the life
 		}
-		s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
+		s.setServing(false)
 		if after == afterQuarantine {
 			l.kill() // nothing more is answered from this state
 		} else {
@@ -182,7 +183,7 @@ func (s *Server) follow(l *life) afterlife {
 		select {
 		case <-ready:
 			ready = nil
-			s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
+			s.setServing(true)
 			s.logger.Info("serving", "name", s.config.Name, "region", s.config.Region, "address", s.config.Advertise)
 			s.readyOnce.Do(func() { close(s.ready) })
 		case <-l.mirror.Done():

@@ -3,6 +3,8 @@ package frontend
 import (
 	"context"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,9 +12,12 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
+	"github.com/logmirror/logmirror/lease"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // reason returns the reason of the ErrorInfo of a status error.
@@ -238,6 +243,15 @@ func TestNativeErrorsNameFieldAndLimit(t *testing.T) {
 		}, codes.OutOfRange, "", "99"},
 		{"page too large", func() error { _, err := kv.List(ctx, &kvv1.ListRequest{PageSize: 10_001}); return err },
 			codes.InvalidArgument, "page_size", "10000"},
+		{"page of leases too large", func() error {
+			_, err := kvv1.NewLeaseServiceClient(connection).ListLeases(ctx, &kvv1.ListLeasesRequest{PageSize: 10_001})
+			return err
+		}, codes.InvalidArgument, "page_size", "10000"},
+		{"page token of keys for leases", func() error {
+			token := pageToken{revision: 1, next: []byte("12345678")}.String()
+			_, err := kvv1.NewLeaseServiceClient(connection).ListLeases(ctx, &kvv1.ListLeasesRequest{PageToken: token})
+			return err
+		}, codes.InvalidArgument, "page_token", ""},
 		{"foreign page token", func() error { _, err := kv.List(ctx, &kvv1.ListRequest{PageToken: "x!"}); return err },
 			codes.InvalidArgument, "page_token", ""},
 		{"too many operations", txn(&kvv1.TxnRequest{Success: many}), codes.InvalidArgument, "success", "128"},
@@ -537,5 +551,54 @@ func TestNativeLeases(t *testing.T) {
 	}
 	if gone, err := other.TimeToLive(ctx, &kvv1.TimeToLiveRequest{Id: 42}); err != nil || gone.GetTtlSeconds() != -1 {
 		t.Errorf("time to live of no lease: %v, %v", gone, err)
+	}
+}
+
+// Leases are listed by id, each once, in pages of the size that is asked for.
+func TestLeasesAreListedInPages(t *testing.T) {
+	c := newTestCluster(t)
+	lease, ctx := kvv1.NewLeaseServiceClient(c.connection(c.frontend("us-1", "us"))), testContext(t)
+	want := []int64{-7, 1, 2, 3, 4, 5, 6, math.MaxInt64}
+	for _, id := range slices.Backward(want) {
+		if _, err := lease.Grant(ctx, &kvv1.GrantRequest{TtlSeconds: 60, Id: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, size := range []int{0, 1, 3, len(want) - 1, len(want)} {
+		var sizes []int
+		var got []int64
+		request := &kvv1.ListLeasesRequest{PageSize: int32(size)}
+		for more := true; more; more = request.PageToken != "" {
+			page, err := lease.ListLeases(ctx, request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range page.GetLeases() {
+				got = append(got, l.GetId())
+			}
+			sizes = append(sizes, len(page.GetLeases()))
+			request.PageToken = page.GetNextPageToken()
+		}
+		full := size
+		if size == 0 {
+			full = len(want)
+		}
+		if !slices.Equal(got, want) || sizes[0] != full || len(sizes) != (len(want)+full-1)/full {
+			t.Errorf("in pages of %d: %v by %v", size, got, sizes)
+		}
+	}
+}
+
+// A page of leases whose owners have long names stays far below what a client takes in one message.
+func TestPageOfLeasesIsBoundedInBytes(t *testing.T) {
+	owner := statemachine.SessionInfo{ID: 1, Name: strings.Repeat("n", 1000), Region: strings.Repeat("r", 1000)}
+	found := make([]lease.Info, pageSizeMax)
+	for i := range found {
+		found[i] = lease.Info{ID: int64(i), Owner: owner.ID}
+	}
+	page := listedLeases(nil, found, pageSizeMax, []statemachine.SessionInfo{owner})
+	next, err := parseLeasePageToken(page.GetNextPageToken())
+	if size := proto.Size(page); err != nil || size < pageBytes || size > pageBytes+4096 || next != int64(len(page.GetLeases())) {
+		t.Errorf("%d leases in %d bytes, then %d, %v", len(page.GetLeases()), size, next, err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/internal/observe/calls"
 	"github.com/logmirror/logmirror/lease/keeper"
 )
 
@@ -59,7 +60,7 @@ func (o *owners) connection(address string) (*grpc.ClientConn, error) {
 			break
 		}
 	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(o.credentials)}
+	options := []grpc.DialOption{grpc.WithTransportCredentials(o.credentials), calls.Propagate()}
 	if o.dial != nil {
 		options = append(options, grpc.WithContextDialer(o.dial))
 	}

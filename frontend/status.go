@@ -2,7 +2,6 @@ package frontend
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/frontend/etcd"
 	"github.com/logmirror/logmirror/logclient"
-	"github.com/logmirror/logmirror/statemachine"
 )
 
 // statusTimeout bounds how long an answer about the log waits for its members.
@@ -66,43 +64,6 @@ func (s *life) lookForLoss() {
 func (s *life) logReachable() bool {
 	age, known := s.mirror.Age()
 	return known && age <= reachableAge
-}
-
-// Degraded says what keeps this frontend from serving everything, for people; empty for nothing.
-func (s *Server) Degraded() []string {
-	if status := s.bootstrap(); status != nil {
-		return []string{status.String()}
-	}
-	return s.present().degraded()
-}
-
-func (s *life) degraded() []string {
-	degraded := s.mirror.Health()
-	if reason := s.region.StateReason(); reason != "" {
-		degraded = append(degraded, reason)
-	}
-	return degraded
-}
-
-// NotReady says why clients should go elsewhere; empty once this frontend serves. A fenced region's frontend goes on
-// serving reads to those who come nevertheless.
-func (s *Server) NotReady() []string {
-	if status := s.bootstrap(); status != nil {
-		return []string{status.String()}
-	}
-	l := s.present()
-	select {
-	case <-l.mirror.Done():
-		return []string{fmt.Sprintf("the mirror has ended: %v", l.mirror.Err())}
-	default:
-	}
-	if err := l.region.CheckReady(); err != nil {
-		return append([]string{err.Error()}, l.mirror.Health()...)
-	}
-	if l.region.State() == statemachine.RegionFenced {
-		return []string{l.region.StateReason()}
-	}
-	return nil
 }
 
 // askLog asks the members of the log how they are.

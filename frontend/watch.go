@@ -28,12 +28,8 @@ func (s *watchServer) Watch(stream kvv1.WatchService_WatchServer) error {
 		return failure(err)
 	}
 	err := s.sender.Serve(stream, s.hub, delivery.Handler{
-		Request: requestWatch,
-		Encoder: delivery.EncoderFunc(func(r *watch.Response) wire.Message {
-			facts := s.region.Facts()
-			facts.Revision = r.Revision
-			return &watchAnswer{header: encodedHeader(facts), Response: r}
-		}),
+		Request:       requestWatch,
+		Encoder:       watchEncoder{s.region},
 		FragmentBytes: s.region.Limits().MaxRequestBytes,
 	})
 	if errors.Is(err, watch.ErrClosed) {
@@ -82,10 +78,14 @@ func createWatch(r *kvv1.WatchRequest_Create, watches *watch.Stream) error {
 	return nil // the stream tells the client
 }
 
-// watchAnswer is a kvv1.WatchResponse whose events are encoded already.
-type watchAnswer struct {
-	header []byte
-	*watch.Response
+// watchEncoder encodes each response as a kvv1.WatchResponse.
+type watchEncoder struct{ region *serving.Region }
+
+// AppendEncoded implements delivery.Encoder.
+func (e watchEncoder) AppendEncoded(b []byte, r *watch.Response) []byte {
+	facts := e.region.Facts()
+	facts.Revision = r.Revision
+	return appendWatchAnswer(b, encodedHeader(facts), r)
 }
 
 const (
@@ -100,33 +100,16 @@ const (
 	watchEventsField          protowire.Number = 9
 )
 
-// EncodedSize implements wire.Message.
-func (a *watchAnswer) EncodedSize() int {
-	size := wire.SizeElement(watchHeaderField, a.header) +
-		wire.SizeVarint(watchIDField, uint64(a.WatchID)) +
-		wire.SizeVarint(watchCreatedField, wire.Bool(a.Created)) +
-		wire.SizeVarint(watchCanceledField, wire.Bool(a.Canceled)) +
-		wire.SizeString(watchCancelReasonField, a.Reason) +
-		wire.SizeVarint(watchCompactRevisionField, uint64(a.CompactRevision)) +
-		wire.SizeVarint(watchFragmentField, wire.Bool(a.Fragment)) +
-		wire.SizeVarint(watchProgressField, wire.Bool(a.Progress))
-	for _, event := range a.Events {
-		size += wire.SizeElement(watchEventsField, event)
-	}
-	return size
-}
-
-// AppendEncoded implements wire.Message.
-func (a *watchAnswer) AppendEncoded(b []byte) []byte {
-	b = wire.AppendElement(b, watchHeaderField, a.header)
-	b = wire.AppendVarint(b, watchIDField, uint64(a.WatchID))
-	b = wire.AppendVarint(b, watchCreatedField, wire.Bool(a.Created))
-	b = wire.AppendVarint(b, watchCanceledField, wire.Bool(a.Canceled))
-	b = wire.AppendString(b, watchCancelReasonField, a.Reason)
-	b = wire.AppendVarint(b, watchCompactRevisionField, uint64(a.CompactRevision))
-	b = wire.AppendVarint(b, watchFragmentField, wire.Bool(a.Fragment))
-	b = wire.AppendVarint(b, watchProgressField, wire.Bool(a.Progress))
-	for _, event := range a.Events {
+func appendWatchAnswer(b, header []byte, r *watch.Response) []byte {
+	b = wire.AppendElement(b, watchHeaderField, header)
+	b = wire.AppendVarint(b, watchIDField, uint64(r.WatchID))
+	b = wire.AppendVarint(b, watchCreatedField, wire.Bool(r.Created))
+	b = wire.AppendVarint(b, watchCanceledField, wire.Bool(r.Canceled))
+	b = wire.AppendString(b, watchCancelReasonField, r.Reason)
+	b = wire.AppendVarint(b, watchCompactRevisionField, uint64(r.CompactRevision))
+	b = wire.AppendVarint(b, watchFragmentField, wire.Bool(r.Fragment))
+	b = wire.AppendVarint(b, watchProgressField, wire.Bool(r.Progress))
+	for _, event := range r.Events {
 		b = wire.AppendElement(b, watchEventsField, event)
 	}
 	return b

@@ -17,7 +17,7 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	return &metrics{
+	m := &metrics{
 		generated: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "logmirror_ids_generated_total", Help: "Ids given out by this frontend.",
 		}, []string{"kind"}),
@@ -29,6 +29,14 @@ func newMetrics() *metrics {
 			Help: "Commands to the log for numbers of sequences, each for all who asked at the moment, by what became of them.",
 		}, []string{"outcome"}),
 	}
+	for _, kind := range []string{"snowflake", "raindrop", "segment", "sequence"} {
+		m.generated.WithLabelValues(kind)
+	}
+	for _, outcome := range []string{"granted", "refused"} {
+		m.proposals.WithLabelValues(outcome)
+		m.sequences.WithLabelValues(outcome)
+	}
+	return m
 }
 
 // observeNode adds what is known of a node number: look returns it and the time for which it may be used without the log, or

@@ -18,11 +18,12 @@ func (e *CorruptError) Error() string {
 // however they came to be.
 func (t *Table) Digest() uint64 { return t.digest }
 
-// Verify checks that leases of these ids are what was written; ids that are not there are passed over. The error is a
+// Verify checks that leases of these ids, and the keys that hang on them, are what was written; ids that are not there are
+// passed over. The error is a
 // *CorruptError.
 func (t *Table) Verify(ids []int64) error {
 	for _, id := range ids {
-		if l, ok := t.leases[id]; ok && (l.hash() != l.sum || l.id != id) {
+		if l, ok := t.leases[id]; ok && (l.hash() != l.sum || l.id != id || !l.keys.intact()) {
 			return &CorruptError{ID: id}
 		}
 	}

@@ -47,6 +47,9 @@ func TestVerifyFindsADamagedRow(t *testing.T) {
 	table := NewTable()
 	table.Grant(1, 10, 7, 3)
 	table.Grant(2, 10, 7, 4)
+	for _, key := range []string{"a", "b", "c", "b"} {
+		table.Attach(2, []byte(key))
+	}
 	if err := table.Verify([]int64{1, 2, 3}); err != nil {
 		t.Fatal(err)
 	}
@@ -56,6 +59,18 @@ func TestVerifyFindsADamagedRow(t *testing.T) {
 		"owner": func(l *lease) { l.owner.session ^= 1 },
 		"stamp": func(l *lease) { l.orphanStamp ^= 1 },
 		"sum":   func(l *lease) { l.sum ^= 1 },
+		"key": func(l *lease) {
+			b := []byte(l.keys.few[1])
+			b[0] ^= 1
+			l.keys.few[1] = string(b)
+		},
+		"key gone": func(l *lease) {
+			if len(l.keys.few) == 3 {
+				l.keys.few = l.keys.few[:2]
+			} else {
+				l.keys.few = l.keys.few[:3]
+			}
+		},
 	} {
 		l := table.leases[2]
 		flip(l)
@@ -67,5 +82,29 @@ func TestVerifyFindsADamagedRow(t *testing.T) {
 	}
 	if err := table.Verify(table.IDs()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A set's sum follows its keys through both of its forms.
+func TestKeySetsSumFollows(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	var s keySet
+	for range 5000 {
+		key := []byte{'a' + byte(r.IntN(2*smallKeySet))}
+		if r.IntN(2) == 0 {
+			s.add(string(key))
+		} else {
+			s.remove(key)
+		}
+		if !s.intact() || s.len() == 0 && s.sum != 0 {
+			t.Fatalf("%d keys, sum %x", s.len(), s.sum)
+		}
+	}
+	for i := range 2 * smallKeySet {
+		s.add(string(rune('a' + i)))
+	}
+	delete(s.many, "a")
+	if s.intact() {
+		t.Error("a key that is gone is not missed")
 	}
 }

@@ -1,6 +1,10 @@
 package lease
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+)
 
 // smallKeySet is how many keys are searched one by one before a map pays.
 const smallKeySet = 8
@@ -10,16 +14,19 @@ const smallKeySet = 8
 type keySet struct {
 	few  []string
 	many map[string]struct{}
+	// sum is that of the hashes of all keys, made as they come and go.
+	sum uint64
 }
 
 func (s *keySet) len() int { return len(s.few) + len(s.many) }
 
 func (s *keySet) add(key string) {
-	if s.many != nil {
-		s.many[key] = struct{}{}
+	if s.has(key) {
 		return
 	}
-	if slices.Contains(s.few, key) {
+	s.sum += xxhash.Sum64String(key)
+	if s.many != nil {
+		s.many[key] = struct{}{}
 		return
 	}
 	if len(s.few) < smallKeySet {
@@ -34,7 +41,31 @@ func (s *keySet) add(key string) {
 	s.few = nil
 }
 
+func (s *keySet) has(key string) bool {
+	if s.many != nil {
+		_, ok := s.many[key]
+		return ok
+	}
+	return slices.Contains(s.few, key)
+}
+
+// intact tells whether the keys are still those that were added.
+func (s *keySet) intact() bool {
+	var sum uint64
+	for _, key := range s.few {
+		sum += xxhash.Sum64String(key)
+	}
+	for key := range s.many {
+		sum += xxhash.Sum64String(key)
+	}
+	return sum == s.sum
+}
+
 func (s *keySet) remove(key []byte) {
+	if !s.has(string(key)) {
+		return
+	}
+	s.sum -= xxhash.Sum64(key)
 	if s.many != nil {
 		if delete(s.many, string(key)); len(s.many) == 0 {
 			s.many = nil

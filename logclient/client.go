@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/observe/calls"
 )
 
 // Client follows the members of one log. See the package comment for its promises.
@@ -86,24 +87,23 @@ func Open(config Config) (*Client, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	now := time.Now()
 	c := &Client{
-		config:         config,
-		metrics:        metrics,
-		ctx:            ctx,
-		cancel:         cancel,
-		probeNow:       make(chan struct{}, 1),
-		membersChanged: make(chan struct{}, 1),
-		tracker: newTracker(trackerConfig{
-			probeInterval: config.ProbeInterval,
-			stallTimeout:  config.StallTimeout,
-			preferAfter:   config.PreferAfter,
-			retryMin:      config.RetryMin,
-			retryMax:      config.RetryMax,
-			jitter:        jitter,
-		}, config.Members, persisted, now),
+		config:           config,
+		metrics:          metrics,
+		ctx:              ctx,
+		cancel:           cancel,
+		probeNow:         make(chan struct{}, 1),
+		membersChanged:   make(chan struct{}, 1),
+		tracker:          newTracker(config.tracker(jitter), config.Members, persisted, now),
 		changed:          make(chan struct{}),
 		connections:      make(map[string]*connection),
 		rounds:           make(map[string]*roundStream),
 		unreachableSince: now,
+	}
+	if config.Registerer != nil {
+		if err := config.Registerer.Register(memberMetrics{c}); err != nil {
+			cancel(err)
+			return nil, err
+		}
 	}
 	c.clusterID.Store(config.ClusterID)
 	c.epoch.Store(config.Epoch)
@@ -220,6 +220,7 @@ func (c *Client) connect(address string) (*connection, error) {
 		grpc.WithInitialWindowSize(4<<20),
 		grpc.WithInitialConnWindowSize(16<<20),
 		grpc.WithDisableServiceConfig(),
+		calls.Propagate(),
 	)
 	if err != nil {
 		return nil, err

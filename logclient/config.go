@@ -115,3 +115,15 @@ func jitter(d time.Duration) time.Duration {
 	}
 	return d/2 + time.Duration(rand.Int64N(int64(d/2)+1))
 }
+
+// tracker is what the tracker is to know of the configuration.
+func (c *Config) tracker(jitter func(time.Duration) time.Duration) trackerConfig {
+	return trackerConfig{
+		probeInterval: c.ProbeInterval,
+		stallTimeout:  c.StallTimeout,
+		preferAfter:   c.PreferAfter,
+		retryMin:      c.RetryMin,
+		retryMax:      c.RetryMax,
+		jitter:        jitter,
+	}
+}

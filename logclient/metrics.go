@@ -27,6 +27,12 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Name: "logmirror_logclient_read_rounds_total", Help: "Questions of read rounds, by outcome.",
 		}, []string{"outcome"}),
 	}
+	for _, stream := range []string{"append", "report", "read_round", "upload", "download", "tail"} {
+		m.streamFailures.WithLabelValues(stream)
+	}
+	for _, outcome := range []string{"answered", "failed"} {
+		m.rounds.WithLabelValues(outcome)
+	}
 	if registerer == nil {
 		return m, nil
 	}
@@ -36,4 +42,53 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// memberMetrics tells of each log member that is known.
+type memberMetrics struct{ client *Client }
+
+var (
+	roundTripDesc = prometheus.NewDesc("logmirror_logclient_round_trip_seconds",
+		"Round trip to a log member, the fastest of late; absent while it has not been measured.", []string{"member", "region"}, nil)
+	reachableDesc = prometheus.NewDesc("logmirror_logclient_reachable",
+		"1 while a log member answers.", []string{"member", "region"}, nil)
+	inUseDesc = prometheus.NewDesc("logmirror_logclient_in_use",
+		"1 for the log member that this frontend tails and appends through.", []string{"member", "region"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (memberMetrics) Describe(to chan<- *prometheus.Desc) {
+	to <- roundTripDesc
+	to <- reachableDesc
+	to <- inUseDesc
+}
+
+// Collect implements prometheus.Collector. Addresses that no membership names are left out, so that the labels are those of
+// members of the log.
+func (m memberMetrics) Collect(to chan<- prometheus.Metric) {
+	c := m.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	told := make(map[string]bool)
+	for _, one := range c.tracker.members {
+		if one.info == nil || told[one.info.GetName()] {
+			continue
+		}
+		told[one.info.GetName()] = true
+		tell := func(desc *prometheus.Desc, value float64) {
+			to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, one.info.GetName(), one.info.GetRegion())
+		}
+		if one.measured {
+			tell(roundTripDesc, one.roundTrip.Seconds())
+		}
+		tell(reachableDesc, oneIf(one.reachable()))
+		tell(inUseDesc, oneIf(one.address == c.tracker.current))
+	}
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }

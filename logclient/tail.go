@@ -21,6 +21,8 @@ type Entry struct {
 	Kind        logv1.EntryKind
 	// Envelope is nil for the kinds that have none.
 	Envelope *logv1.Envelope
+	// Traces are those that the member knew the entry to be part of.
+	Traces []*logv1.TraceContext
 }
 
 // Batch is what one answer of a member carried. Without entries it tells that there is nothing new.
@@ -276,7 +278,7 @@ func (c *Client) position(index uint64) {
 }
 
 func decode(sent *logv1.Entry) (Entry, error) {
-	entry := Entry{Index: sent.GetIndex(), Term: sent.GetTerm(), Kind: sent.GetKind()}
+	entry := Entry{Index: sent.GetIndex(), Term: sent.GetTerm(), Kind: sent.GetKind(), Traces: sent.GetTraces()}
 	switch entry.Kind {
 	case logv1.EntryKind_ENTRY_KIND_UNSPECIFIED, logv1.EntryKind_ENTRY_KIND_MEMBERSHIP:
 		return entry, nil

@@ -320,14 +320,15 @@ func (t *tracker) setCurrent(address string, now time.Time) {
 	t.leaderlessSeen = false
 }
 
-// best returns the nearest member that answers and is not avoided, or nil.
+// best returns the nearest member that answers and is not avoided, or nil. An address that is in no membership is a last
+// resort: it is not probed while a member answers, so that nothing new is known of it.
 func (t *tracker) best(now time.Time, except ...string) *member {
 	var best *member
 	for _, m := range t.members {
 		if m.refused != nil || !m.reachable() || m.avoidUntil.After(now) || slices.Contains(except, m.address) {
 			continue
 		}
-		if best == nil || m.roundTrip < best.roundTrip {
+		if best == nil || m.listed && !best.listed || m.listed == best.listed && m.roundTrip < best.roundTrip {
 			best = m
 		}
 	}

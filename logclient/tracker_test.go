@@ -2,6 +2,7 @@ package logclient
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -171,6 +172,26 @@ func TestLearnsMembers(t *testing.T) {
 	r.wantCurrent("a")
 	if !r.learn(members(9, "c"), r.now) || r.find("a") != nil || r.find("seed") == nil {
 		t.Fatal("a removed member is still known, or the configured one is not")
+	}
+}
+
+// Members that the operator named and that were removed since are not gone back to while one of the log answers, however near
+// they were: nobody probes them, so that they would seem well for ever.
+func TestLeavesRemovedMembersForGood(t *testing.T) {
+	r := runTracker(t, "a", "b")
+	r.answer("a", 10*ms, 10)
+	r.answer("b", 20*ms, 10)
+	r.learn(members(5, "c"), r.now)
+	r.answer("c", 80*ms, 10)
+	r.failed("a", r.now)
+	r.wantCurrent("c")
+	r.after(time.Minute)
+	r.answer("c", 80*ms, 10)
+	r.wantCurrent("c")
+	r.unanswered("c", r.now)
+	r.failed("c", r.now)
+	if due, _ := r.probes(r.now); !slices.Equal(due, []string{"a", "b", "c"}) {
+		t.Errorf("with no member of the log left, %q are asked", due)
 	}
 }
 

@@ -123,7 +123,7 @@ func (m *Member) applyEnvelope(e *raftpb.Entry, h envelopeHeader) {
 		return
 	}
 	before := m.record.request
-	if m.record.noteCheckpoint(e, h, digest) {
+	if m.record.noteCheckpoint(e, h, digest, m.checkpoints.held) {
 		m.applied = max(m.applied, e.GetIndex())
 		m.saveRecord()
 		m.config.Logger.Info("checkpoint sealed", "checkpoint", m.record.sealed[0].name.String(), "at", e.GetIndex(),

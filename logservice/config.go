@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/logmirror/logmirror/internal/disk"
@@ -84,6 +85,8 @@ type Config struct {
 	Version    string
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of writes that are traced, while this member leads; nil for none.
+	Tracer trace.Tracer
 }
 
 var (

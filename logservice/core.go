@@ -202,11 +202,13 @@ type Member struct {
 	proposals     []queuedProposal
 	proposalBytes int
 	inFlight      *inFlight
+	uncommitted   uncommitted
 	noSpace       bool
 	resigning     bool
 	// heartbeatAnswers are the members that answered a heartbeat in this step.
 	heartbeatAnswers []uint64
 	sessions         *sessionTable
+	traces           traces
 	checkpoints      checkpoints
 	snapshots        snapshots
 	// changing is set while a configuration change is being applied.
@@ -241,8 +243,9 @@ func NewMember(config MemberConfig) (*Member, error) {
 		changes:  changes{nextRequest: config.Nonce},
 		inFlight: newInFlight(config.MaxStreamBytes, config.MaxForwardBytes, 10*config.ElectionTicks),
 		sessions: newSessionTable(config.MaxSessions), checkpoints: newCheckpoints(),
-		digests: digests{waitTicks: config.DigestTicks},
-		effects: &Effects{}}
+		digests:     digests{waitTicks: config.DigestTicks},
+		uncommitted: uncommitted{share: newFairShare[proposalOrigin](config.MaxUncommittedBytes)},
+		effects:     &Effects{}}
 	m.elections.heard = map[uint64]int{}
 	m.snapshots.sent = map[uint64]*sentSnapshot{}
 	m.log.snapshot = m.makeSnapshot
@@ -429,6 +432,7 @@ func (m *Member) observe() bool {
 	m.state = now
 	if now.term != before.term {
 		m.inFlight.reset()
+		m.uncommitted.reset()
 		m.digests.reset()
 		m.leading = false
 	}
@@ -472,6 +476,7 @@ func (m *Member) leaderName(id uint64) string {
 func (m *Member) becameLeader() {
 	m.checkpoints.becameLeader(m.ticks)
 	m.elections.leadingSince = m.ticks
+	m.elections.ends = [2]uint64{}
 	m.policy.becameLeader(m.policyRest())
 	for _, id := range m.voters {
 		m.elections.heard[id] = m.ticks

@@ -229,6 +229,44 @@ func TestFirstLeaderNamesTheLog(t *testing.T) {
 	}
 }
 
+// A sole voter that publishes by raft's commit index answers no round after a restart before it knows again what is committed:
+// the commit index on its disk may be an older one.
+func TestSoleVoterReadsAfterRestart(t *testing.T) {
+	stock := func(c *MemberConfig) { c.Publication = PublicationLeader }
+	s := newSoleMember(t, stock)
+	s.step(Campaign{})
+	s.step(batch(1, 1, 10))
+	published := s.m.State().Published
+	if durable := s.storage.HardState().Commit; durable >= published {
+		t.Fatalf("commit index %d is durable, %d is published: the test shows nothing", durable, published)
+	}
+	config := MemberConfig{ID: s.m.config.ID, Storage: s.storage, Nonce: 2, ClusterID: 55}
+	stock(&config)
+	again, err := NewMember(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.m, s.effects = again, nil
+	first := s.m.Step(s.now, Campaign{})
+	for !s.m.State().IsLeader && first.Append != nil {
+		first = s.m.Step(s.now, StorageDone{s.storage.write(*first.Append)})
+	}
+	if answers := s.m.Step(s.now, AskRound{Token: 7}).Rounds; len(answers) > 0 || first.Append == nil {
+		t.Fatalf("with nothing of the term committed it answers %+v", answers)
+	}
+	s.step(StorageDone{s.storage.write(*first.Append)})
+	for range s.m.config.RoundRetryTicks {
+		s.step(Tick{})
+	}
+	var answers []RoundResult
+	for _, e := range s.effects {
+		answers = append(answers, e.Rounds...)
+	}
+	if len(answers) != 1 || answers[0].Token != 7 || answers[0].Failure != "" || answers[0].Index < published {
+		t.Errorf("answers %+v, %d was published", answers, published)
+	}
+}
+
 // Log time goes on where it stopped, however late the next leader comes and whatever its wall clock says.
 func TestLogTimeStandsOverAChangeOfLeader(t *testing.T) {
 	s := newSoleMember(t, nil)

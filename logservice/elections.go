@@ -24,6 +24,10 @@ type elections struct {
 	// leadingSince is the tick at which this member was last elected.
 	leadingSince int
 	transfers    []pendingTransfer
+	// ends is where a leader's log ended when the span of ElectionTicks before the present one began, and when this one did.
+	ends [2]uint64
+	// roomRestUntil is the tick before which a leader without room does not hand leadership over again.
+	roomRestUntil int
 }
 
 type pendingTransfer struct {
@@ -125,8 +129,13 @@ func (m *Member) tickLeader() {
 		m.resign("a majority has not been heard in time")
 		return
 	}
+	if e := &m.elections; m.ticks%m.config.ElectionTicks == 0 {
+		e.ends = [2]uint64{e.ends[1], m.log.last}
+	}
 	switch stalled := m.stalledTicks(); {
-	case m.noSpace || stalled < m.config.StallTicks:
+	case m.noSpace:
+		m.leaveForRoom()
+	case stalled < m.config.StallTicks:
 		m.followPolicy()
 	case stalled >= 2*m.config.StallTicks:
 		m.resign("the disk does not take writes")
@@ -136,6 +145,21 @@ func (m *Member) tickLeader() {
 			m.raft.TransferLeader(target)
 		}
 	}
+}
+
+// leaveForRoom hands leadership over to a voter that has room: this one's disk has none, so it takes no appends.
+func (m *Member) leaveForRoom() {
+	e := &m.elections
+	if m.ticks < e.roomRestUntil || m.raft.BasicStatus().LeadTransferee != 0 {
+		return
+	}
+	target := m.successor(func(uint64) bool { return true })
+	if target == 0 {
+		return
+	}
+	m.config.Logger.Warn("the disk has no room: handing leadership over", "to", memberName(target))
+	e.roomRestUntil = m.ticks + 5*m.config.PolicyTicks
+	m.raft.TransferLeader(target)
 }
 
 // stalledTicks is for how long the disk has not answered.
@@ -185,8 +209,9 @@ func (m *Member) successor(wanted func(id uint64) bool) uint64 {
 			id == m.changes.leaving && m.ticks < m.changes.leavingUntil {
 			continue
 		}
-		// Far behind, it would hold proposals up until it has caught up.
-		if match := matches[id]; match+m.config.PolicyLagEntries >= m.log.last && (best == 0 || match > bestMatch) {
+		// Far behind, it would hold proposals up until it has caught up; and what it has not made durable for a while it may
+		// have no room for.
+		if match := matches[id]; match+m.config.PolicyLagEntries >= m.log.last && match >= m.elections.ends[0] && (best == 0 || match > bestMatch) {
 			best, bestMatch = id, match
 		}
 	}

@@ -227,3 +227,38 @@ func TestKillAllAndRestart(t *testing.T) {
 		}
 	})
 }
+
+// A leader whose disk is full hands leadership over, though the policy wants it there, and gets it back with its room: writes
+// go on in all regions, its own too.
+func TestLeaderWithoutRoom(t *testing.T) {
+	config := func(_ string, c *Config) { c.SegmentBytes, c.LeaderPolicy = 8192, LeaderPolicy{Region: "us"} }
+	bubble(t, config, func(t *testing.T, c *testCluster) {
+		c.lead("us")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		writers := map[string]*writer{}
+		for i, region := range c.regions {
+			writers[region] = c.writer(ctx, region, uint64(100+i))
+		}
+		time.Sleep(3 * time.Second)
+		c.disks["us"].SetCapacity(1)
+		c.until(time.Minute, "another leader", func() bool {
+			id := c.servers["eu"].Status().LeaderId
+			return id == c.servers["eu"].id || id == c.servers["ap"].id
+		})
+		term := c.servers["eu"].Status().Term
+		time.Sleep(20 * time.Second)
+		if now := c.servers["eu"].Status(); now.Term != term {
+			t.Errorf("leadership moved on while one disk was full: term %d, was %d", now.Term, term)
+		}
+		for region, w := range writers {
+			if slowest := time.Duration(w.slowest.Load()); slowest > 3*time.Second {
+				t.Errorf("a write from %s took %v", region, slowest)
+			}
+		}
+		c.disks["us"].SetCapacity(0)
+		c.until(time.Minute, "leadership back in us", func() bool {
+			return c.servers["eu"].Status().LeaderId == c.servers["us"].id
+		})
+	})
+}

@@ -2,6 +2,7 @@ package logservice
 
 import (
 	"errors"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -35,6 +36,8 @@ type groups struct {
 	term, vote uint64
 	// commit is the commit index of the last hard state that is durable.
 	commit uint64
+	// requests are this candidate's requests for votes; they wait for its own vote.
+	requests []*raftpb.Message
 }
 
 // lazyTicks is how long a commit index waits for a group to travel with: a sync of its own would double the syncs of a
@@ -141,6 +144,7 @@ func (m *Member) storageDone(err error) {
 	g.written += uint64(len(messages))
 	if group.HardState != (HardState{}) {
 		g.commit = group.HardState.Commit
+		m.sendRequests(group.HardState)
 	}
 	if g.install != nil {
 		g.install = nil
@@ -168,6 +172,25 @@ func (m *Member) storageDone(err error) {
 	for _, ack := range acks {
 		m.acknowledge(ack, ack.GetTo())
 	}
+}
+
+// holdRequest keeps a request for a vote until this member's own vote is durable. Raft does not wait for that: with the
+// votes of the others alone a candidate would lead a term that its disk knows nothing of, and lead it again, with another
+// log, after a crash.
+func (m *Member) holdRequest(request *raftpb.Message) {
+	g := &m.groups
+	g.requests = slices.DeleteFunc(g.requests, func(r *raftpb.Message) bool { return r.GetTerm() < request.GetTerm() })
+	g.requests = append(g.requests, request)
+}
+
+// sendRequests sends the requests for votes that a durable vote allows, and drops those of terms that are over.
+func (m *Member) sendRequests(hard HardState) {
+	m.groups.requests = slices.DeleteFunc(m.groups.requests, func(r *raftpb.Message) bool {
+		if r.GetTerm() == hard.Term && hard.Vote == m.config.ID {
+			m.sendRaft(r)
+		}
+		return r.GetTerm() <= hard.Term
+	})
 }
 
 // uncutIndex is the index beneath what is still queued: those entries are in memory only, and may replace some that
@@ -234,6 +257,9 @@ func (m *Member) applyEntry(e *raftpb.Entry) {
 	if isConfChange(e) {
 		m.applyConfChange(e)
 	} else if h, ok := parseEnvelope(e.GetData()); ok {
+		if m.state.role == raft.StateLeader && e.GetTerm() == m.state.term && isProposal(h.kind) {
+			m.uncommitted.applied()
+		}
 		m.applyEnvelope(e, h)
 	}
 	m.applied = max(m.applied, e.GetIndex())

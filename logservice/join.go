@@ -151,3 +151,22 @@ func (m *Member) joining() *logv1.GetMembershipResponse {
 	}
 	return &logv1.GetMembershipResponse{Membership: proto.CloneOf(m.Membership()), Term: m.state.term}
 }
+
+// Joining returns what a member that joins begins with, as this member knows it; nil while it can't tell. For simulations: a
+// Server answers GetMembership with it.
+func (m *Member) Joining() *logv1.GetMembershipResponse {
+	answer := m.joining()
+	if answer != nil {
+		answer.Handshake = &logv1.Handshake{ClusterId: m.record.clusterID, Epoch: epoch}
+	}
+	return answer
+}
+
+// FirstGroup is what the storage of a member that joins with this answer must hold before its first start.
+func FirstGroup(answer *logv1.GetMembershipResponse, id uint64) (Group, error) {
+	b, err := newBeginning(answer, id)
+	if err != nil {
+		return Group{}, err
+	}
+	return Group{HardState: HardState{Term: b.term}, Membership: b.record.encode()}, nil
+}

@@ -19,9 +19,10 @@ const maxBatch = 256
 func (s *Server) loop() {
 	ticker := time.NewTicker(s.config.TickInterval)
 	defer ticker.Stop()
-	events := make([]Event, 0, maxBatch)
+	// What the disk knows to be committed is applied before anybody is heard (SAFETY.md).
+	effects := s.member.Step(s.config.Now())
+	events := s.perform(&effects, make([]Event, 0, maxBatch))
 	for {
-		events = events[:0]
 		select {
 		case <-s.ctx.Done():
 			return
@@ -74,6 +75,7 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 		s.groups <- effects.Append // has room: one group at a time
 	}
 	s.published.advance(effects)
+	s.trace(effects.Traced)
 	for _, r := range effects.Rejections {
 		s.answers.streams.call(r.Stream, r.Rejection)
 	}

@@ -181,7 +181,8 @@ func (m *Member) decideChange(change *logv1.MembershipChange, confIndex uint64) 
 		return nil
 	}
 	if len(m.confChanges) > 0 || len(m.record.conf.VotersOutgoing) > 0 {
-		if m.isUnderWay(change) {
+		// Whoever asked may have applied, and answered, a change that this leader is still writing the commit of.
+		if m.isUnderWay(change) || confIndex > m.record.confIndex {
 			return nil
 		}
 		return notNow("another change of the membership is under way")

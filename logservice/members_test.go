@@ -27,10 +27,12 @@ type circle struct {
 	lose func(from, to uint64, f *logv1.PeerFrame) bool
 	// stepped looks at a member after each of its steps.
 	stepped func(id uint64)
-	removed []uint64
-	results []ChangeResult
-	queue   []circleFrame
-	seq     uint64
+	// performs does what a member wants done about checkpoints.
+	performs func(id uint64, effects *Effects)
+	removed  []uint64
+	results  []ChangeResult
+	queue    []circleFrame
+	seq      uint64
 }
 
 type circleFrame struct {
@@ -124,6 +126,9 @@ func (c *circle) happen(id uint64, events ...Event) {
 		}
 		for _, f := range effects.Frames {
 			c.queue = append(c.queue, circleFrame{id, f.To, f.Frame})
+		}
+		if c.performs != nil {
+			c.performs(id, &effects)
 		}
 		c.results = append(c.results, effects.Changes...)
 		if effects.Removed {
@@ -361,6 +366,12 @@ func TestOneChangeAtATime(t *testing.T) {
 		t.Fatalf("%+v", c.results)
 	}
 	c.refused("another one", c.add("b", "e"), notNowReason, "under way")
+	// Who has applied, and answered, a change that the leader has yet to apply asks again: the next change is no second one.
+	remove := &logv1.MembershipChange{Kind: logv1.MembershipChange_KIND_REMOVE, Member: &logv1.Member{Id: c.names["c"]}}
+	leader := c.member("a")
+	if refusal := leader.decideChange(remove, leader.record.confIndex+1); refusal != nil {
+		t.Errorf("a change after a later one than the leader has applied: %v", refusal)
+	}
 	c.lose = nil
 	c.until("both are answered", func() bool { return len(c.results) == 3 })
 	for _, r := range c.results[1:] {

@@ -31,7 +31,7 @@ type record struct {
 	clusterID uint64
 	// stamp is the log time at applied: that of the last envelope up to there.
 	stamp uint64
-	// sealed are the newest sealed checkpoints at applied, newest first, at most sealedKept.
+	// sealed are the newest sealed checkpoints at applied, newest first: sealedKept, and one more where none of these is held.
 	sealed []sealedCheckpoint
 	// request is the checkpoint that was asked for last at applied and is not sealed; nil for none.
 	request *checkpointRequest

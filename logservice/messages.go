@@ -88,6 +88,8 @@ func (m *Member) receive(from uint64, frame *logv1.PeerFrame) {
 		m.receiveProgress(from, f.SnapshotProgress)
 	case *logv1.PeerFrame_DigestReport:
 		m.receiveDigest(f.DigestReport)
+	case *logv1.PeerFrame_TraceNotes:
+		m.receiveTraces(f.TraceNotes.GetNotes())
 	case *logv1.PeerFrame_DigestVerdict:
 		m.effects.Verdicts = append(m.effects.Verdicts, f.DigestVerdict)
 	}
@@ -100,6 +102,9 @@ func (m *Member) receiveRaft(from uint64, message *raftpb.Message) {
 		return
 	}
 	kind := message.GetType()
+	if kind == raftpb.MsgReadIndex && !m.knowsCommit() {
+		return
+	}
 	if kind == raftpb.MsgSnap {
 		if message = m.receiveSnapshot(from, message); message == nil {
 			return
@@ -182,6 +187,10 @@ func (m *Member) readyMessages(messages []*raftpb.Message) {
 		case raft.LocalApplyThread:
 			m.applies = append(m.applies, pendingApply{message: message, after: m.groups.queued})
 		default:
+			if message.GetType() == raftpb.MsgVote {
+				m.holdRequest(message)
+				continue
+			}
 			m.sendRaft(message)
 		}
 	}

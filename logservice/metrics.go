@@ -17,6 +17,7 @@ type metrics struct {
 
 	groups      prometheus.Histogram
 	groupSizes  prometheus.Histogram
+	groupBytes  prometheus.Histogram
 	rejections  *prometheus.CounterVec
 	rounds      prometheus.Histogram
 	roundErrors prometheus.Counter
@@ -46,6 +47,8 @@ func newMetrics(s *Server) (*metrics, error) {
 			prometheus.ExponentialBuckets(0.0001, 2, 16)),
 		groupSizes: histogram("group_entries", "Entries in one group that was synced at once.",
 			prometheus.ExponentialBuckets(1, 2, 12)),
+		groupBytes: histogram("group_bytes", "Bytes of entries in one group that was synced at once.",
+			prometheus.ExponentialBuckets(64, 4, 10)),
 		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "rejections_total",
 			Help: "Proposals of streams of this member that were not put into the log.", ConstLabels: labels}, []string{"reason"}),
 		rounds: histogram("round_seconds", "Time from a question for a read round to its answer.",
@@ -57,15 +60,18 @@ func newMetrics(s *Server) (*metrics, error) {
 		snapshotsSent:      counter("snapshots_sent_total", "Snapshots sent to members that need entries which were trimmed."),
 		snapshotsInstalled: counter("snapshots_installed_total", "Snapshots that this member's log was begun anew with."),
 	}
-	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes,
+	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.groupBytes, newPeers(s), m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes,
 		m.snapshotsSent, m.snapshotsInstalled,
 		gauge("term", "Raft term.", func(s MemberState) float64 { return float64(s.Term) }),
 		gauge("is_leader", "1 while this member leads.", func(s MemberState) float64 {
-			if s.IsLeader {
-				return 1
-			}
-			return 0
+			return oneIf(s.IsLeader)
 		}),
+		gauge("has_leader", "1 while this member knows a leader.", func(s MemberState) float64 { return oneIf(s.Leader != 0) }),
+		gauge("no_space", "1 while there is no room for the log and appends are refused.", func(s MemberState) float64 { return oneIf(s.NoSpace) }),
+		gauge("disk_stalled", "1 while the disk does not take writes.", func(s MemberState) float64 { return oneIf(s.Stalled) }),
+		gauge("mirrors_disagree", "1 at the leader while mirrors have reported different digests of the same index.",
+			func(s MemberState) float64 { return oneIf(s.Disagreement != "") }),
+		gauge("commit_index", "Raft's commit index.", func(s MemberState) float64 { return float64(s.Commit) }),
 		gauge("published_index", "Index up to which this member publishes.", func(s MemberState) float64 { return float64(s.Published) }),
 		gauge("first_index", "First index of this member's log: what is before it was trimmed.",
 			func(s MemberState) float64 { return float64(s.First) }),
@@ -76,10 +82,7 @@ func newMetrics(s *Server) (*metrics, error) {
 			return float64(s.Checkpoints.newest().Name.SizeBytes)
 		}),
 		gauge("checkpoint_held", "1 while this member holds the newest sealed checkpoint.", func(s MemberState) float64 {
-			if s.Checkpoints.newest().Held {
-				return 1
-			}
-			return 0
+			return oneIf(s.Checkpoints.newest().Held)
 		}),
 		gauge("checkpoint_age_seconds", "Log time since the newest sealed checkpoint.", func(s MemberState) float64 {
 			return time.Duration(s.Checkpoints.Age).Seconds()
@@ -91,6 +94,15 @@ func newMetrics(s *Server) (*metrics, error) {
 			func(s MemberState) float64 { return float64(s.InFlightBytes) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: prefix + "disk_bytes", Help: "Bytes of the log on disk.", ConstLabels: labels},
 			func() float64 { return float64(s.storage.DiskBytes()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: prefix + "written_bytes_total",
+			Help: "Bytes of the disk blocks that writes of this member touched.", ConstLabels: labels},
+			func() float64 { return float64(s.disk.WrittenBytes()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: prefix + "reserved_bytes_total",
+			Help: "Bytes of zeros written ahead, to reserve the room of log files.", ConstLabels: labels},
+			func() float64 { return float64(s.disk.ReservedBytes()) }),
+	}
+	for reason := range logv1.AppendRejection_Reason_name {
+		m.rejections.WithLabelValues(rejectionLabel(logv1.AppendRejection_Reason(reason)))
 	}
 	if m.registerer == nil {
 		return m, nil
@@ -117,10 +129,31 @@ func (m *metrics) close() {
 func (m *metrics) wrote(g *Group, took time.Duration) {
 	m.groups.Observe(took.Seconds())
 	m.groupSizes.Observe(float64(len(g.Entries)))
+	bytes := 0
+	for _, e := range g.Entries {
+		bytes += len(e.Data)
+	}
+	m.groupBytes.Observe(float64(bytes))
 }
 
 func (m *metrics) rejected(reason logv1.AppendRejection_Reason) {
-	m.rejections.WithLabelValues(strings.ToLower(strings.TrimPrefix(reason.String(), "REASON_"))).Inc()
+	m.rejections.WithLabelValues(rejectionLabel(reason)).Inc()
+}
+
+// rejectionLabel is a reason as a label. One that this build does not know is "other".
+func rejectionLabel(reason logv1.AppendRejection_Reason) string {
+	name, known := strings.CutPrefix(reason.String(), "REASON_")
+	if !known {
+		return "other"
+	}
+	return strings.ToLower(name)
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 func (m *metrics) round(r RoundResult, took time.Duration) {

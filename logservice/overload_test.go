@@ -147,6 +147,55 @@ func TestFloodsTogether(t *testing.T) {
 	}
 }
 
+// Streams that flood at one time get as much of the leader's bound each, leave as much for one that comes later, and get all of
+// it back once the log has what they brought.
+func TestFloodsShareAlike(t *testing.T) {
+	const bound, piece = 100_000, 1000
+	for floods := 1; floods <= 4; floods++ {
+		s := newSoleMember(t, func(c *MemberConfig) { c.MaxUncommittedBytes = bound })
+		s.step(Campaign{})
+		seqs := map[uint64]uint64{}
+		propose := func(stream uint64) Propose {
+			seqs[stream]++
+			p := batch(stream, seqs[stream], piece)
+			p.Stream = stream
+			return p
+		}
+		for range 2 {
+			// One group is on its way to the disk all the while.
+			effects := s.m.Step(s.now, propose(1))
+			if effects.Append == nil {
+				t.Fatal("nothing to write")
+			}
+			taken := map[uint64]int{1: 1}
+			for range 100 {
+				events := []Event{}
+				for stream := range uint64(floods) {
+					events = append(events, propose(stream+1))
+					taken[stream+1]++
+				}
+				for _, r := range s.m.Step(s.now, append(events, Tick{}, Tick{})...).Rejections {
+					taken[r.Stream]--
+				}
+			}
+			share := bound / (floods + 1) / (piece + envelopeOverheadBytes)
+			for stream := range uint64(floods) {
+				if n := taken[stream+1]; n < share-1 || n > share+1 {
+					t.Errorf("%d floods: stream %d has %d pieces in flight, want about %d", floods, stream+1, n, share)
+				}
+			}
+			if late := s.m.Step(s.now, propose(9), Tick{}, Tick{}).Rejections; len(late) > 0 {
+				t.Errorf("%d floods: one that comes later is refused: %v", floods, late[0].Rejection)
+			}
+			s.step(StorageDone{s.storage.write(*effects.Append)})
+			s.step(Tick{}, Tick{})
+			if left := s.m.uncommitted.share; left.bytes != 0 || len(left.used) != 0 {
+				t.Fatalf("%d floods: %d bytes are accounted for when all is committed", floods, left.bytes)
+			}
+		}
+	}
+}
+
 // What tails share does not grow with what a tail has not read: beyond the bound it is read from the disk.
 func TestTailsHoldBoundedMemory(t *testing.T) {
 	const maxBytes = 10_000

@@ -3,7 +3,6 @@ package logservice
 import (
 	"errors"
 	"hash/fnv"
-	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -128,38 +127,111 @@ func (m *Member) flushProposals() bool {
 	return true
 }
 
-// appendWhatFits puts proposals into the log and returns those that go beyond the bound on what is not committed. Where not
-// all of them fit together, each stream's are put in or refused together, in their order, and streams that bring little go
-// first: so a flood is refused before anybody beside it is.
+// appendWhatFits puts proposals into the log and returns those that go beyond the bound on what is not committed, or beyond
+// their stream's fair share of it. Where one of a stream is refused, so are those behind it.
 func (m *Member) appendWhatFits(queued []queuedProposal) (refused []queuedProposal) {
-	if m.appendProposals(queued) {
-		return nil
-	}
-	if !slices.ContainsFunc(queued, func(q queuedProposal) bool { return q.origin != queued[0].origin }) {
-		return queued
-	}
-	type share struct {
-		queued []queuedProposal
-		bytes  int
-	}
-	var shares []share
-	of := map[proposalOrigin]int{}
+	admitted := queued[:0]
+	var full map[proposalOrigin]bool
 	for _, q := range queued {
-		i, known := of[q.origin]
-		if !known {
-			i = len(shares)
-			of[q.origin], shares = i, append(shares, share{})
+		bytes := len(q.proposal.GetPayload()) + envelopeOverheadBytes
+		if full[q.origin] || !m.uncommitted.share.admits(q.origin, bytes) {
+			if full == nil {
+				full = map[proposalOrigin]bool{}
+			}
+			full[q.origin] = true
+			refused = append(refused, q)
+			continue
 		}
-		shares[i].queued = append(shares[i].queued, q)
-		shares[i].bytes += len(q.proposal.GetPayload()) + envelopeOverheadBytes
+		m.uncommitted.add(q.origin, bytes)
+		admitted = append(admitted, q)
 	}
-	slices.SortStableFunc(shares, func(a, b share) int { return a.bytes - b.bytes })
-	for _, s := range shares {
-		if !m.appendProposals(s.queued) {
-			refused = append(refused, s.queued...)
-		}
+	if len(admitted) > 0 && !m.appendProposals(admitted) {
+		m.uncommitted.takeBack(len(admitted))
+		refused = append(admitted, refused...)
 	}
 	return refused
+}
+
+// fairShare divides a bound on bytes among those who use it. Whoever holds some already is admitted as long as it holds no more
+// than is left free: one flood takes half of the bound, n floods that begin together 1/(n+1) each, and as much is left for
+// whoever brings something next. One that begins among others gets half of what they left, and more as they are served: shares
+// meet as what is held is committed. Whoever holds nothing is admitted where there is room, and always where nobody holds any.
+type fairShare[K comparable] struct {
+	maxBytes, bytes int
+	used            map[K]int
+}
+
+func newFairShare[K comparable](maxBytes int) fairShare[K] {
+	return fairShare[K]{maxBytes: maxBytes, used: map[K]int{}}
+}
+
+func (f *fairShare[K]) admits(key K, bytes int) bool {
+	used, free := f.used[key], f.maxBytes-f.bytes
+	return f.bytes == 0 || bytes <= free && (used == 0 || used+bytes <= free)
+}
+
+func (f *fairShare[K]) add(key K, bytes int) {
+	f.used[key] += bytes
+	f.bytes += bytes
+}
+
+func (f *fairShare[K]) remove(key K, bytes int) {
+	f.bytes -= bytes
+	if f.used[key] -= bytes; f.used[key] <= 0 {
+		delete(f.used, key)
+	}
+}
+
+// uncommitted accounts for the proposals that this leader has appended in its term and not applied yet, in the order of the log.
+type uncommitted struct {
+	share fairShare[proposalOrigin]
+	queue []uncommittedProposal
+	// first is the index in queue of the first that is not applied.
+	first int
+}
+
+type uncommittedProposal struct {
+	origin proposalOrigin
+	bytes  int
+}
+
+func (u *uncommitted) add(origin proposalOrigin, bytes int) {
+	u.share.add(origin, bytes)
+	u.queue = append(u.queue, uncommittedProposal{origin, bytes})
+}
+
+// takeBack forgets the last n.
+func (u *uncommitted) takeBack(n int) {
+	for _, p := range u.queue[len(u.queue)-n:] {
+		u.share.remove(p.origin, p.bytes)
+	}
+	u.queue = u.queue[:len(u.queue)-n]
+}
+
+// applied forgets the first one.
+func (u *uncommitted) applied() {
+	if u.first == len(u.queue) {
+		return
+	}
+	u.share.remove(u.queue[u.first].origin, u.queue[u.first].bytes)
+	u.first++
+	if 2*u.first >= len(u.queue) {
+		u.queue = append(u.queue[:0], u.queue[u.first:]...)
+		u.first = 0
+	}
+}
+
+func (u *uncommitted) reset() {
+	*u = uncommitted{share: newFairShare[proposalOrigin](u.share.maxBytes)}
+}
+
+// isProposal tells the kinds of entries that streams propose from those of the log service's own.
+func isProposal(kind logv1.EntryKind) bool {
+	switch kind {
+	case logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, logv1.EntryKind_ENTRY_KIND_TICK, logv1.EntryKind_ENTRY_KIND_BATCH:
+		return true
+	}
+	return false
 }
 
 // appendProposals stamps proposals and hands them to raft as one. It reports false where raft takes none of them.
@@ -173,6 +245,7 @@ func (m *Member) appendProposals(queued []queuedProposal) bool {
 	err := m.raft.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &m.config.ID, Entries: entries})
 	if err == nil {
 		m.noteTraffic(queued)
+		m.noteTraces(queued)
 		return true
 	}
 	if !errors.Is(err, raft.ErrProposalDropped) {
@@ -265,10 +338,11 @@ func newInFlight(maxStreamBytes, maxBytes, expiryTicks int) *inFlight {
 // add reports false where the bounds leave no room. One proposal always fits into an idle stream.
 func (f *inFlight) add(stream uint64, p *logv1.Proposal, tick int) bool {
 	bytes := proto.Size(p)
-	if used := f.streams[stream]; used > 0 && used+bytes > f.maxStreamBytes {
+	used := f.streams[stream]
+	if used > 0 && used+bytes > f.maxStreamBytes {
 		return false
 	}
-	if f.bytes > 0 && f.bytes+bytes > f.maxBytes {
+	if share := (fairShare[uint64]{f.maxBytes, f.bytes, f.streams}); !share.admits(stream, bytes) {
 		return false
 	}
 	key := keyOf(p.GetKind(), p.GetSession(), p.GetSeq(), p.GetPayload())

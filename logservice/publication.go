@@ -130,6 +130,7 @@ func (m *Member) notePublished(e *raftpb.Entry) {
 		return
 	}
 	m.inFlight.published(h)
+	m.tracePublished(e.GetIndex(), h)
 	m.sessions.note(e.GetIndex(), h)
 	if h.kind == logv1.EntryKind_ENTRY_KIND_GENESIS && m.record.clusterID == 0 {
 		m.learnCluster(h)

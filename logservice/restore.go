@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/logservice/checkpoint"
@@ -33,10 +35,19 @@ type Restoration struct {
 
 var errRestore = errors.New("logservice: restore")
 
+// ErrRestoreUnfinished is returned for directories that an interrupted Restore has left: some members may have theirs and
+// others not, and those that began with nothing would begin another log.
+var ErrRestoreUnfinished = errors.New("a restore did not finish here")
+
+// restoreMarker is a file beside the members' directories, there from before the first is written until the last has its
+// name. It lists them, a line each.
+const restoreMarker = "restore-unfinished"
+
 // Restore writes the data directories of all members of a new log, each of which holds the checkpoint as one that is
-// sealed. They are made under other names and get their own at the end, once all are durable; after an error none is left
-// that has its name, unless the error comes from giving them. It refuses a directory that holds anything. Nobody else may
-// use the directories meanwhile.
+// sealed. They are made under other names and get their own at the end, once all are durable. After an error none is left
+// that has its name, unless the error comes from giving them; then, and after a crash at any time, a marker is left for which
+// members do not start and another Restore is refused, with ErrRestoreUnfinished. It refuses a directory that holds anything.
+// Nobody else may use the directories meanwhile.
 func Restore(r Restoration) error {
 	cluster, err := newInitialCluster(r.InitialCluster)
 	switch {
@@ -48,8 +59,11 @@ func Restore(r Restoration) error {
 	if r.FS == nil {
 		r.FS = disk.OS()
 	}
+	if err := r.checkFinished(); err != nil {
+		return err
+	}
 	for _, m := range cluster.members {
-		if filepath.Base(m.Name) != m.Name || !filepath.IsLocal(m.Name) || m.Name == "." {
+		if filepath.Base(m.Name) != m.Name || !filepath.IsLocal(m.Name) || m.Name == "." || m.Name == restoreMarker {
 			return fmt.Errorf("%w: name %q can't be that of a directory", errRestore, m.Name)
 		}
 		for _, path := range []string{r.path(m.Name), r.unfinished(m.Name)} {
@@ -63,9 +77,21 @@ func Restore(r Restoration) error {
 	if err := r.FS.MkdirAll(r.Dir); err != nil {
 		return fmt.Errorf("%w: %w", errRestore, err)
 	}
+	marker := filepath.Join(r.Dir, restoreMarker)
+	var names strings.Builder
+	for _, m := range cluster.members {
+		names.WriteString(m.Name + "\n")
+	}
+	if err := disk.WriteFile(r.FS, marker, []byte(names.String())); err != nil {
+		return fmt.Errorf("%w: %w", errRestore, err)
+	}
 	for _, m := range cluster.members {
 		if err := r.writeMember(cluster, m.Name); err != nil {
-			return errors.Join(fmt.Errorf("%w: member %q: %w", errRestore, m.Name, err), r.discard(cluster))
+			err = fmt.Errorf("%w: member %q: %w", errRestore, m.Name, err)
+			if left := r.discard(cluster); left != nil {
+				return errors.Join(err, left)
+			}
+			return errors.Join(err, r.FS.Remove(marker))
 		}
 	}
 	for _, m := range cluster.members {
@@ -77,16 +103,63 @@ func Restore(r Restoration) error {
 			return fmt.Errorf("%w: %w", errRestore, err)
 		}
 	}
+	// All names are durable before the marker goes.
 	if err := r.FS.SyncDir(r.Dir); err != nil {
+		return fmt.Errorf("%w: %w", errRestore, err)
+	}
+	if err := errors.Join(r.FS.Remove(marker), r.FS.SyncDir(r.Dir)); err != nil {
 		return fmt.Errorf("%w: %w", errRestore, err)
 	}
 	return nil
 }
 
+// checkFinished refuses a directory in which another restore was interrupted.
+func (r *Restoration) checkFinished() error {
+	names, err := unfinishedRestore(r.FS, r.Dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRestore, err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w: remove the directories of %s in %s, with those of the same names and %q after them, and then %s",
+		errRestore, ErrRestoreUnfinished, strings.Join(names, ", "), r.Dir, unfinishedSuffix, restoreMarker)
+}
+
+// unfinishedRestore returns the members whose restore into a directory did not finish.
+func unfinishedRestore(fsys disk.FS, dir string) ([]string, error) {
+	content, err := disk.ReadFile(fsys, filepath.Join(dir, restoreMarker), 64<<10)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names := strings.Fields(string(content))
+	if len(names) == 0 {
+		names = []string{"all members"} // it was cut short, before anything else was written
+	}
+	return names, nil
+}
+
+// checkRestored refuses the data directory of a member that a restore did not finish.
+func checkRestored(fsys disk.FS, dataDir string) error {
+	names, err := unfinishedRestore(fsys, filepath.Dir(dataDir))
+	if err != nil || !slices.Contains(names, filepath.Base(dataDir)) {
+		return nil //nolint:nilerr // what is beside the data directory need not be readable for who runs a member
+	}
+	return fmt.Errorf("%w: data directory %s is one of those of %s: restore all of them again", ErrRestoreUnfinished, dataDir,
+		strings.Join(names, ", "))
+}
+
 func (r *Restoration) path(name string) string { return filepath.Join(r.Dir, name) }
 
 // unfinished is where a member's directory is until all are whole.
-func (r *Restoration) unfinished(name string) string { return filepath.Join(r.Dir, name+".restoring") }
+func (r *Restoration) unfinished(name string) string {
+	return filepath.Join(r.Dir, name+unfinishedSuffix)
+}
+
+const unfinishedSuffix = ".restoring"
 
 // writeMember makes one member's directory: as it would be after the installation of a snapshot at the checkpoint's index.
 func (r *Restoration) writeMember(cluster initialCluster, name string) (err error) {

@@ -54,6 +54,21 @@ func TestRestoreWritesAllOrNothing(t *testing.T) {
 			t.Errorf("a member %q was restored", name)
 		}
 	}
+	// A crash between two names leaves the marker: nothing starts, and nothing is restored over it.
+	marker := filepath.Join(r.Dir, restoreMarker)
+	if err := disk.WriteFile(fsys, marker, []byte("a\nb\nc\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restore(r); !errors.Is(err, ErrRestoreUnfinished) {
+		t.Errorf("over one that did not finish: %v", err)
+	}
+	started := &Server{config: Config{FS: fsys, Name: "b", DataDir: filepath.Join(r.Dir, "b"), InitialCluster: r.InitialCluster}}
+	if err := started.open(); !errors.Is(err, ErrRestoreUnfinished) {
+		t.Errorf("a member of one that did not finish starts: %v", err)
+	}
+	if err := fsys.Remove(marker); err != nil {
+		t.Fatal(err)
+	}
 	config := Config{Name: "b", DataDir: filepath.Join(r.Dir, "b"), InitialCluster: r.InitialCluster}
 	config, err := config.withDefaults()
 	if err != nil {

@@ -68,7 +68,9 @@ func (m *Member) ask(r *round) {
 	r.index, r.known = 0, false
 	r.confIndex, r.quorums = m.record.confIndex, m.quorums
 	if m.config.Publication == PublicationLeader {
-		m.raft.ReadIndex(binary.BigEndian.AppendUint64(nil, r.id))
+		if m.knowsCommit() {
+			m.raft.ReadIndex(binary.BigEndian.AppendUint64(nil, r.id))
+		} // else it is asked again
 		return
 	}
 	r.answers = make(map[uint64]*logv1.RoundAnswer, len(m.voters))
@@ -97,6 +99,18 @@ func (m *Member) answered(from uint64, answer *logv1.RoundAnswer) {
 			return
 		}
 	}
+}
+
+// knowsCommit tells whether raft's commit index covers what was published before, as far as raft would answer with it at once: a
+// leader that is the only voter does so before an entry of its term is committed, and after a restart its commit index may
+// lie below what it had published. (Where there are more voters raft waits for that entry.)
+func (m *Member) knowsCommit() bool {
+	status := m.raft.BasicStatus()
+	if status.RaftState != raft.StateLeader || len(m.voters) > 1 {
+		return true
+	}
+	term, err := m.log.Term(status.GetCommit())
+	return err == nil && term == status.GetTerm()
 }
 
 // readStates takes raft's own answers (PublicationLeader).

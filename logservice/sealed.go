@@ -11,7 +11,8 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
-// sealedKept is the number of sealed checkpoints that a member keeps.
+// sealedKept is the number of sealed checkpoints that a member keeps. Where it holds none of these, because others sealed them
+// while it could not fetch them, it keeps the newest that it does hold as well: its log may begin right after that one.
 const sealedKept = 2
 
 // logPoint is a place in the log: an entry, and what all that begins after it must know of what is before.
@@ -38,9 +39,9 @@ type checkpointRequest struct {
 }
 
 // noteCheckpoint takes an entry that asks for a checkpoint or seals one, in the order of the log. digest is that of the
-// log up to the entry, needed for a request only. It reports whether it sealed one. A seal of another checkpoint than the
-// one asked for last is void, on every member alike.
-func (r *record) noteCheckpoint(e *raftpb.Entry, h envelopeHeader, digest uint64) (sealed bool) {
+// log up to the entry, needed for a request only; held are the checkpoints in this member's store. It reports whether it
+// sealed one. A seal of another checkpoint than the one asked for last is void, on every member alike.
+func (r *record) noteCheckpoint(e *raftpb.Entry, h envelopeHeader, digest uint64, held map[CheckpointName]bool) (sealed bool) {
 	switch h.kind {
 	case logv1.EntryKind_ENTRY_KIND_CHECKPOINT_REQUEST:
 		request := &logv1.CheckpointRequest{}
@@ -60,14 +61,25 @@ func (r *record) noteCheckpoint(e *raftpb.Entry, h envelopeHeader, digest uint64
 		}
 		r.sealed = slices.Insert(slices.Clone(r.sealed), 0,
 			sealedCheckpoint{name: name, point: r.request.point, sealedIndex: e.GetIndex()})
-		r.sealed = r.sealed[:min(len(r.sealed), sealedKept)]
+		r.forgetSealed(held)
 		r.request = nil
 		return true
 	}
 	return false
 }
 
-// isSealed finds a checkpoint among the sealed ones that are kept.
+// forgetSealed drops the sealed checkpoints that are kept no more.
+func (r *record) forgetSealed(held map[CheckpointName]bool) {
+	isHeld := func(s sealedCheckpoint) bool { return held[s.name] }
+	kept := min(len(r.sealed), sealedKept)
+	if newest := slices.IndexFunc(r.sealed, isHeld); newest >= kept {
+		r.sealed[kept] = r.sealed[newest]
+		kept++
+	}
+	r.sealed = r.sealed[:kept]
+}
+
+// findSealed finds a checkpoint among the sealed ones that are kept.
 func (r *record) findSealed(name CheckpointName) *sealedCheckpoint {
 	for i := range r.sealed {
 		if r.sealed[i].name == name {

@@ -11,9 +11,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/disk"
+	"github.com/logmirror/logmirror/internal/observe/calls"
 	"github.com/logmirror/logmirror/logservice/checkpoint"
 	"github.com/logmirror/logmirror/logservice/peer"
 	"github.com/logmirror/logmirror/logservice/segment"
@@ -34,6 +38,9 @@ type Server struct {
 	grpc      *grpc.Server
 	published *published
 	metrics   *metrics
+	disk      *disk.Counted
+	calls     *calls.Observer
+	health    *health.Server
 	logger    *slog.Logger
 	guests    guests
 	// ticks are counted by the loop.
@@ -80,7 +87,9 @@ func Start(config Config) (s *Server, err error) {
 	if config, err = config.withDefaults(); err != nil {
 		return nil, errors.Join(err, config.Listener.Close())
 	}
-	s = &Server{config: config, logger: config.Logger.With("member", config.Name),
+	counted := disk.Count(config.FS)
+	config.FS = counted
+	s = &Server{config: config, disk: counted, logger: config.Logger.With("member", config.Name),
 		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
 		written: make(chan error, 1), trims: make(chan uint64, 1), installs: make(chan *InstallSnapshot, 1), done: make(chan struct{}),
 		uploads: make(semaphore, maxUploads), downloads: make(semaphore, maxDownloads), fetches: make(semaphore, maxFetches)}
@@ -98,6 +107,9 @@ func (s *Server) open() (err error) {
 	c := s.config
 	cluster, err := c.initialCluster()
 	if err != nil {
+		return err
+	}
+	if err := checkRestored(c.FS, c.DataDir); err != nil {
 		return err
 	}
 	if s.directory, err = openDirectory(c.FS, c.DataDir, c.Name, c.beginning); err != nil {
@@ -159,6 +171,10 @@ func (s *Server) open() (err error) {
 	if s.metrics, err = newMetrics(s); err != nil {
 		return err
 	}
+	if s.calls, err = calls.New(calls.Config{Logger: s.logger, Registerer: c.Registerer}); err != nil {
+		return err
+	}
+	s.health = health.NewServer()
 	return s.membershipChanged()
 }
 
@@ -179,8 +195,13 @@ func (s *Server) serve() {
 		options = append(options, grpc.Creds(s.config.ServerCredentials))
 	}
 	s.grpc = grpc.NewServer(options...)
-	logv1.RegisterLogServiceServer(s.grpc, &service{server: s})
-	s.transport.Register(s.grpc)
+	observed := s.calls.Registrar(s.grpc)
+	logv1.RegisterLogServiceServer(observed, &service{server: s})
+	s.transport.Register(observed)
+	healthv1.RegisterHealthServer(observed, s.health)
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)
+	}
 	s.wait.Go(s.write)
 	s.wait.Go(s.loop)
 	s.wait.Go(func() {
@@ -234,6 +255,7 @@ func (s *Server) fail(err error) {
 // shutDown runs once, when the context has ended.
 func (s *Server) shutDown() {
 	s.end.Do(func() {
+		s.health.Shutdown()
 		s.grpc.Stop()
 		s.transport.Close()
 		s.wait.Wait()
@@ -241,6 +263,7 @@ func (s *Server) shutDown() {
 			s.logger.Error("could not close the data directory", "error", err)
 		}
 		s.metrics.close()
+		s.calls.Close(s.config.Registerer)
 		s.logger.Info("log member ended")
 		close(s.done)
 	})

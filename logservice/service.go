@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/observe/tracing"
 )
 
 // service is LogService over a Server.
@@ -83,6 +84,7 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 func proposed(stream uint64, proposals []*logv1.Proposal) []Event {
 	events := make([]Event, len(proposals))
 	for i, p := range proposals {
+		p.Traces = tracing.Bounded(p.GetTraces())
 		events[i] = Propose{Stream: stream, Proposal: p}
 	}
 	return events

@@ -31,6 +31,7 @@ const (
 //   - nothing published is ever replaced in a log that holds it, except before the member is in the term of its publication
 //   - log time never goes back and advances by a bounded step
 //   - a rejected proposal is not in the log
+//   - a member that was removed does not come back (where ids are drawn anew for each member)
 //   - a read round is answered with an index at or above all that was published anywhere before its question, when that
 //     index has been published where it was asked; once all is healed it is answered
 //
@@ -38,9 +39,9 @@ const (
 //   - what is published early is on the disks of a majority of each half of the configuration, and is no configuration
 //     change
 //   - a read round that is answered heard a majority of each half of the configuration it was asked under
-//   - a term has one leader, who holds all that was published in earlier terms
+//   - a term has one leader, in one life, whose disk knows of the term; it holds all that was published in earlier terms
 //   - the commit of a configuration change is durable where the change is applied
-//   - a vote leaves when it is on the disk
+//   - a vote leaves when it is on the disk, and so does a request for votes: it stands for the candidate's own
 //   - what a member says is durable is on its disk, as its log has it
 type simChecker struct {
 	s      *simulation
@@ -56,6 +57,9 @@ type simChecker struct {
 	leaders    map[uint64]uint64
 	rounds     []simRound
 	newestConf uint64
+	// present are the members of the newest configuration, gone those that were removed.
+	present []uint64
+	gone    map[uint64]bool
 	// sealed are the checkpoints that were published as sealed; lastBefore is the end of the log before a step.
 	sealed     map[CheckpointName]bool
 	lastBefore uint64
@@ -85,7 +89,7 @@ const simRoundTimeoutTicks = 100
 
 func newSimChecker(s *simulation, checks simChecks) simChecker {
 	return simChecker{s: s, checks: checks, asked: map[uint64]simQuestion{}, rejected: map[[2]uint64]bool{},
-		settled: map[[2]uint64]bool{}, leaders: map[uint64]uint64{},
+		settled: map[[2]uint64]bool{}, leaders: map[uint64]uint64{}, gone: map[uint64]bool{},
 		sealed: map[CheckpointName]bool{}}
 }
 
@@ -144,19 +148,24 @@ func (c *simChecker) after(n *simNode, effects *Effects) {
 	}
 }
 
-// sends checks that a vote that leaves is on the disk.
+// sends checks that a vote that leaves, or that a request for votes stands for, is on the disk.
 func (c *simChecker) sends(n *simNode, raftMessage []byte) {
 	const typeOffset = 1 // after the tag of the first field
-	if len(raftMessage) <= typeOffset || raftMessage[typeOffset] != byte(raftpb.MsgVoteResp) {
+	if len(raftMessage) <= typeOffset || raftMessage[typeOffset] != byte(raftpb.MsgVoteResp) && raftMessage[typeOffset] != byte(raftpb.MsgVote) {
 		return
 	}
 	m := &raftpb.Message{}
-	if err := proto.Unmarshal(raftMessage, m); err != nil || m.GetType() != raftpb.MsgVoteResp || m.GetReject() {
+	if err := proto.Unmarshal(raftMessage, m); err != nil || m.GetReject() {
 		return
 	}
-	c.s.counts.add("vote")
-	if hard := n.storage.HardState(); c.checks == checkAll && (hard.Term < m.GetTerm() || hard.Term == m.GetTerm() && hard.Vote != m.GetTo()) {
-		c.s.errorf("node %d votes in term %d, its disk has a vote for another or none, in term %d", n.index, m.GetTerm(), hard.Term)
+	whose := m.GetFrom()
+	if m.GetType() == raftpb.MsgVoteResp {
+		whose = m.GetTo()
+		c.s.counts.add("vote")
+	}
+	if hard := n.storage.HardState(); c.checks == checkAll && (hard.Term < m.GetTerm() || hard.Term == m.GetTerm() && hard.Vote != whose) {
+		c.s.errorf("node %d votes in term %d (%v), its disk has a vote for another or none, in term %d", n.index, m.GetTerm(), m.GetType(),
+			hard.Term)
 	}
 }
 
@@ -361,6 +370,7 @@ func (c *simChecker) configuration(n *simNode) {
 	c.s.counts.add("configuration applied")
 	if c.newestConf < n.confIndex {
 		c.newestConf = n.confIndex
+		c.comesAndGoes(n)
 		if len(m.record.conf.VotersOutgoing) > 0 {
 			c.s.counts.add("joint configuration")
 		}
@@ -371,6 +381,22 @@ func (c *simChecker) configuration(n *simNode) {
 	if commit := n.storage.HardState().Commit; c.checks == checkAll && commit < n.confIndex {
 		c.s.errorf("node %d has applied the configuration of %d, its disk says that %d is committed", n.index, n.confIndex, commit)
 	}
+}
+
+// comesAndGoes looks at who is in a configuration that no member has applied before.
+func (c *simChecker) comesAndGoes(n *simNode) {
+	now := n.member.record.all()
+	for _, id := range c.present {
+		if !slices.Contains(now, id) {
+			c.gone[id] = true
+		}
+	}
+	for _, id := range now {
+		if c.s.profile.members && c.gone[id] {
+			c.s.errorf("node %d: member %x, which was removed, is back at %d", n.index, id, n.confIndex)
+		}
+	}
+	c.present = now
 }
 
 // leadership looks at a member that has come to lead.
@@ -384,8 +410,12 @@ func (c *simChecker) leadership(n *simNode) {
 	if c.checks != checkAll {
 		return
 	}
-	if other, ok := c.leaders[n.leaderOf]; ok && other != n.id {
-		c.s.errorf("node %d leads in term %d, which has another leader", n.index, n.leaderOf)
+	if other, ok := c.leaders[n.leaderOf]; ok {
+		c.s.errorf("node %d leads in term %d, which had a leader before: %x", n.index, n.leaderOf, other)
+		return
+	}
+	if hard := n.storage.HardState(); hard.Term < n.leaderOf {
+		c.s.errorf("node %d leads in term %d, its disk knows of %d", n.index, n.leaderOf, hard.Term)
 		return
 	}
 	c.leaders[n.leaderOf] = n.id

@@ -3,20 +3,13 @@ package logservice
 import (
 	"fmt"
 	"slices"
-	"testing"
 	"time"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
-// membershipProfile changes the members as operators do, one at a time, while members crash and links fail: learners are added,
-// and begin with what another member tells them, are promoted, and any member is removed, the leader too. Half of the seeds
-// keep short logs, so that new members get snapshots.
-var membershipProfile = simProfile{name: membershipProfileName, every: 120 * time.Millisecond, faults: []simFault{
-	{4, addMember}, {8, promoteMember}, {6, removeMember}, {3, crashOne}, {1, crashBriefly}, {2, cutSome}, {3, healLinks},
-	{1, pauseOne}, {1, transferLeadership}, {1, dropFrames}}}
-
-const membershipProfileName = "membership"
+// This file is how a schedule changes the members as operators do (profile "membership"), one at a time: learners are added,
+// and begin with what another member tells them, are promoted, and any member is removed, the leader too.
 
 // simMembers is what operators have asked for.
 type simMembers struct {
@@ -72,13 +65,50 @@ func (s *simulation) membersAnswered(n *simNode, effects *Effects) {
 	}
 	if effects.Removed {
 		s.counts.add("removed member that noticed")
-		if s.profile.name == membershipProfileName {
-			n.crash()
+		if s.profile.members {
+			s.leave(n)
 		} // In other profiles ids come back, with the disk they went with: the process goes on.
 	}
-	if len(n.membersJoint()) > 0 && s.profile.name == membershipProfileName {
+	if len(n.membersJoint()) > 0 && s.profile.members {
 		s.errorf("node %d has a joint configuration", n.index)
 	}
+}
+
+// leave ends a removed member's process for good. Of two voters, the removed one may be the only one who knows, and the other
+// one needs it to be elected: a log that it leaves at once may be lost (docs/operations.md). That is not looked for here: it
+// stays until the other one knows.
+func (s *simulation) leave(n *simNode) {
+	conf := n.member.record.conf
+	if len(conf.Voters) == 1 {
+		if rest := s.node(conf.Voters[0]); rest.member == nil || rest.member.record.confIndex < n.member.record.confIndex {
+			n.later(simTick, func() { s.leave(n) })
+			return
+		}
+	}
+	n.crash()
+}
+
+// stranded tells whether the only voter that is left does not know that it is the only one, and the other one, which knows,
+// can't help: it holds entries that the other has lost in a crash, before its own sync, and so gives it no vote
+// (docs/operations.md).
+func (s *simulation) stranded() bool {
+	if s.leader() != nil {
+		return false
+	}
+	for _, gone := range s.nodes {
+		if gone.member == nil || len(gone.member.record.conf.Voters) != 1 {
+			continue
+		}
+		rest := s.node(gone.member.record.conf.Voters[0])
+		if rest.member == nil || rest == gone {
+			continue
+		}
+		voters := rest.member.record.conf.Voters
+		if len(voters) == 2 && slices.Contains(voters, gone.id) && gone.member.log.last > rest.member.log.last {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *simNode) membersJoint() []uint64 {
@@ -94,6 +124,21 @@ func addMember(s *simulation) {
 		return
 	}
 	s.add(s.any())
+}
+
+// comeAndGo asks somebody who does not hear the leader for a new member, and has it removed before that one knows of it and
+// stops asking.
+func comeAndGo(s *simulation) {
+	asked, leader := s.any(), s.leader()
+	if leader == nil || asked == leader || len(leader.member.record.members) >= 7 {
+		return
+	}
+	s.counts.add("member that comes and goes")
+	s.cut[leader.index][asked.index] = true
+	id, _ := s.add(asked)
+	s.later(s.between(40*time.Millisecond, 120*time.Millisecond), func() {
+		s.changeMember(leader, logv1.MembershipChange_KIND_REMOVE, &logv1.Member{Id: id})
+	})
 }
 
 func (s *simulation) add(asked *simNode) (id, token uint64) {
@@ -192,23 +237,7 @@ func removeMember(s *simulation) {
 	s.changeMember(s.any(), logv1.MembershipChange_KIND_REMOVE, m)
 }
 
-// simulateMembership runs the schedule of a seed and replaces the leader at the end, when all is healed: that must work.
-func simulateMembership(seed uint64) *simulation {
-	publication := PublicationQuorum
-	if seed%10 == 9 {
-		publication = PublicationLeader
-	}
-	profile := membershipProfile
-	profile.checkpoints = seed%2 == 1
-	s := newSimulation(seed, publication, profile, checkAll)
-	s.after(0, s.work)
-	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
-	s.run(simTroubled)
-	s.settle()
-	s.replaceLeader()
-	return s
-}
-
+// replaceLeader replaces the leader at the end of a schedule, when all is healed: that must work.
 func (s *simulation) replaceLeader() {
 	until := func(what string, condition func() bool) {
 		for end := s.now + simSettle; s.failure == "" && !condition(); {
@@ -257,30 +286,4 @@ func (s *simulation) replaceLeader() {
 	})
 	goal := s.checker.highest() + 10
 	until("that the log goes on", func() bool { return s.leader() != nil && s.leader() != old && s.settled(goal) })
-}
-
-// TestMembershipSimulation runs -simulate.seeds schedules from -simulate.from on.
-func TestMembershipSimulation(t *testing.T) {
-	total, entries := simCounts{}, uint64(0)
-	for seed := *simulateFrom; seed < *simulateFrom+*simulateSeeds && !t.Failed(); seed++ {
-		s := simulateMembership(seed)
-		for kind, n := range s.counts {
-			total[kind] += n
-		}
-		entries += s.checker.highest()
-		if s.failure != "" {
-			t.Errorf("seed %d (publication by %v): %s\nrun it again with: go test ./logservice -run TestMembershipSimulation "+
-				"-simulate.from=%d -simulate.seeds=1", seed, s.publication, s.failure, seed)
-		}
-	}
-	t.Logf("%d entries; %s", entries, total)
-	if *simulateSeeds < 20 || t.Failed() {
-		return
-	}
-	for _, kind := range []string{"change made", "change refused", "member joined", "removed member that noticed",
-		"removal of the leader asked", "configuration with learners", "crash of a leader"} {
-		if total[kind] == 0 {
-			t.Errorf("in all schedules, no %s", kind)
-		}
-	}
 }

@@ -18,6 +18,9 @@ type simProfile struct {
 	faults []simFault
 	// checkpoints says that logs are kept so short that checkpoints and snapshots come all the time.
 	checkpoints bool
+	// members says that the members change only as operators change them, with members that join and never come back; half of
+	// the schedules have checkpoints too.
+	members bool
 }
 
 type simFault struct {
@@ -41,13 +44,21 @@ var simProfiles = []simProfile{
 	{name: "laggards", every: 300 * time.Millisecond, faults: []simFault{
 		{5, leaveBehind}, {2, reconfigure}, {1, crashOne}, {1, healLinks}}},
 	{name: "split votes", every: 250 * time.Millisecond, faults: []simFault{
-		{5, orphans}, {2, cutSome}, {2, healLinks}, {2, crashOne}, {1, reconfigure}, {1, transferLeadership}}},
+		{5, orphans}, {3, leftovers}, {2, cutSome}, {2, healLinks}, {2, crashOne}, {1, reconfigure}, {1, transferLeadership}}},
 	{name: "checkpoints", every: 350 * time.Millisecond, checkpoints: true, faults: []simFault{
 		{6, keepAway}, {3, crashOne}, {2, reconfigure}, {1, crashBriefly}, {1, crashAll}, {2, healLinks},
 		{1, cutSome}, {1, transferLeadership}, {1, fillDisk}, {1, dropFrames}, {1, askForCheckpoint}, {1, pauseOne}}},
+	{name: "membership", every: 120 * time.Millisecond, members: true, faults: []simFault{
+		{4, addMember}, {2, comeAndGo}, {8, promoteMember}, {6, removeMember}, {3, crashOne}, {1, crashBriefly}, {2, cutSome}, {3, healLinks},
+		{1, pauseOne}, {1, transferLeadership}, {1, dropFrames}}},
 }
 
-func profileOf(seed uint64) simProfile { return simProfiles[seed%uint64(len(simProfiles))] }
+func profileOf(seed uint64) simProfile {
+	n := uint64(len(simProfiles))
+	profile := simProfiles[seed%n]
+	profile.checkpoints = profile.checkpoints || profile.members && seed/n%2 == 1
+	return profile
+}
 
 // simulate runs the schedule of a seed. Most seeds publish by quorum; one in ten is stock Raft's.
 func simulate(seed uint64, checks simChecks) *simulation {
@@ -55,7 +66,10 @@ func simulate(seed uint64, checks simChecks) *simulation {
 	if seed/uint64(len(simProfiles))%10 == 9 {
 		publication = PublicationLeader
 	}
-	s := newSimulation(seed, publication, profileOf(seed), checks)
+	return runSchedule(newSimulation(seed, publication, profileOf(seed), checks))
+}
+
+func runSchedule(s *simulation) *simulation {
 	s.after(0, s.work)
 	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
 	s.run(simTroubled)
@@ -63,6 +77,9 @@ func simulate(seed uint64, checks simChecks) *simulation {
 		s.run(simTroubled) // there is more to do
 	}
 	s.settle()
+	if s.profile.members && !s.stranded() {
+		s.replaceLeader()
+	}
 	return s
 }
 
@@ -134,6 +151,10 @@ func (s *simulation) settle() {
 			return
 		}
 		if s.now >= end {
+			if s.stranded() {
+				s.counts.add("removal of one of two voters that strands the other")
+				return
+			}
 			for _, n := range s.nodes {
 				if n.member != nil { // else it was removed
 					fmt.Printf("node %d: %+v %v\n", n.index, n.member.State(), n.member.record.conf)
@@ -304,9 +325,9 @@ func reconfigure(s *simulation) {
 	}
 }
 
-// partHalves starts a joint change and, at the moment when the leader has applied it, parts the two halves: on the
-// leader's side is a majority of the new voters, on the other one of the old, who may not know that the change is
-// committed. Then the leader's side goes down or stays.
+// partHalves replaces a voter by one or two others in a joint change and parts the two halves at the moment when the leader
+// has committed it, so that nobody else knows, or has applied it. On the leader's side is a majority of the new voters, on the
+// other one of the old. Then the leader's side goes down or stays. Half of the time the new voters hold the log already.
 func partHalves(s *simulation) {
 	healLinks(s)
 	leader := s.leader()
@@ -315,55 +336,78 @@ func partHalves(s *simulation) {
 	}
 	voters := slices.Clone(leader.member.voters)
 	removed := voters[s.random.IntN(len(voters))]
-	var added []uint64
+	var added []*simNode
 	for _, n := range s.nodes {
 		if !slices.Contains(voters, n.id) {
-			added = append(added, n.id)
+			added = append(added, n)
 		}
 	}
 	if removed == leader.id || len(added) == 0 {
 		return
 	}
-	change := &raftpb.ConfChangeV2{}
-	single := func(id uint64, kind raftpb.ConfChangeType) {
-		change.Changes = append(change.Changes, &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: &id})
-	}
-	single(removed, raftpb.ConfChangeRemoveNode)
-	for _, id := range added[:1+s.random.IntN(len(added))] {
-		single(id, raftpb.ConfChangeAddNode)
-	}
-	if s.hushed = s.one(3); s.hushed || s.one(2) {
-		change.Transition = raftpb.ConfChangeTransitionJointExplicit.Enum()
-	}
-	s.counts.add("configuration change")
-	leader.step(Reconfigure{Change: change})
-	s.watch = func(n *simNode) {
-		if n == leader && len(n.member.record.conf.VotersOutgoing) > 0 {
-			s.watch = nil
-			s.part(leader)
+	added = added[:1+s.random.IntN(len(added))]
+	begin := func() {
+		change := changeTo(raftpb.ConfChangeAddNode, added)
+		change.Changes = append(change.Changes, &raftpb.ConfChangeSingle{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: &removed})
+		if s.hushed = s.one(3); s.hushed || s.one(2) {
+			change.Transition = raftpb.ConfChangeTransitionJointExplicit.Enum()
 		}
+		s.counts.add("configuration change")
+		incoming := slices.DeleteFunc(slices.Clone(voters), func(id uint64) bool { return id == removed })
+		for _, n := range added {
+			incoming = append(incoming, n.id)
+		}
+		committed := s.one(2)
+		s.watch = func(n *simNode) {
+			m := n.member
+			if n == leader && (len(m.record.conf.VotersOutgoing) > 0 ||
+				committed && len(m.confChanges) > 0 && m.confChanges[0] <= m.raft.BasicStatus().GetCommit()) {
+				s.watch = nil
+				s.part(leader, voters, incoming)
+			}
+		}
+		leader.step(Reconfigure{Change: change})
 	}
+	if s.one(2) {
+		begin()
+		return
+	}
+	leader.step(Reconfigure{Change: changeTo(raftpb.ConfChangeAddLearnerNode, added)})
+	s.later(s.between(50*time.Millisecond, 250*time.Millisecond), func() {
+		if leader.leads() {
+			begin()
+		}
+	})
+}
+
+func changeTo(kind raftpb.ConfChangeType, nodes []*simNode) *raftpb.ConfChangeV2 {
+	change := &raftpb.ConfChangeV2{}
+	for _, n := range nodes {
+		change.Changes = append(change.Changes, &raftpb.ConfChangeSingle{Type: kind.Enum(), NodeId: &n.id})
+	}
+	return change
 }
 
 // part draws a side for the leader of a joint configuration with a majority of the incoming half and without one of the
 // outgoing half.
-func (s *simulation) part(leader *simNode) {
-	conf := leader.member.record.conf
-	var side, other []*simNode
+func (s *simulation) part(leader *simNode, outgoing, incoming []uint64) {
+	side, other := []*simNode{leader}, []*simNode(nil)
 	for _, i := range s.random.Perm(len(s.nodes)) {
 		n := s.nodes[i]
-		outgoing, incoming := slices.Contains(conf.VotersOutgoing, n.id), slices.Contains(conf.Voters, n.id)
-		if n == leader || incoming && !outgoing || incoming && 2*count(side, conf.Voters) <= len(conf.Voters) &&
-			2*(count(side, conf.VotersOutgoing)+1) < len(conf.VotersOutgoing) || !incoming && !outgoing && s.one(2) {
+		voted, votes := slices.Contains(outgoing, n.id), slices.Contains(incoming, n.id)
+		switch {
+		case n == leader:
+		case votes && !voted || votes && 2*count(side, incoming) <= len(incoming) &&
+			2*(count(side, outgoing)+1) < len(outgoing) || !votes && !voted && s.one(2):
 			side = append(side, n)
-		} else {
+		default:
 			other = append(other, n)
 		}
 	}
 	s.counts.add("halves parted")
 	s.isolate(side)
 	s.askFrom = side
-	if s.one(2) {
+	if s.hushed || s.one(2) {
 		leader.setClock(0, 0.1)
 	}
 	switch {
@@ -377,8 +421,12 @@ func (s *simulation) part(leader *simNode) {
 			}
 		})
 	}
-	s.later(s.between(0, 60*time.Millisecond), func() {
-		s.elect(other)
+	// Not all of them hold the change: who does not may not be elected.
+	s.later(s.between(0, 60*time.Millisecond), func() { s.elect(other) })
+	s.later(s.between(60*time.Millisecond, 150*time.Millisecond), func() {
+		if !slices.ContainsFunc(other, (*simNode).leads) {
+			s.elect(other)
+		}
 	})
 	s.later(s.between(20*time.Millisecond, 300*time.Millisecond), func() {
 		switch s.random.IntN(4) {
@@ -528,4 +576,64 @@ func orphans(s *simulation) {
 		s.elect(slices.DeleteFunc(slices.Clone(s.nodes), func(n *simNode) bool { return n == leader || s.one(4) }))
 	})
 	s.later(s.between(200*time.Millisecond, 500*time.Millisecond), func() { healLinks(s) })
+}
+
+// leftovers lets a deposed leader come back with the durable end of its log, which nobody else has, to a leader that has
+// meanwhile appended as much, and whom hardly anybody else hears. As soon as that one publishes, it is cut off, and the
+// others elect.
+func leftovers(s *simulation) {
+	healLinks(s)
+	old := s.leader()
+	if old == nil {
+		return
+	}
+	s.counts.add("leftovers")
+	for i := range s.nodes {
+		s.cut[old.index][i] = true
+	}
+	entries := 2 + s.random.IntN(6)
+	for range entries {
+		s.propose(old)
+	}
+	s.later(s.between(5*time.Millisecond, 40*time.Millisecond), func() {
+		s.isolate([]*simNode{old})
+		s.elect(slices.DeleteFunc(slices.Clone(s.nodes), func(n *simNode) bool { return n == old }))
+	})
+	s.later(s.between(60*time.Millisecond, 200*time.Millisecond), func() {
+		leader := s.leader()
+		if leader == nil || leader == old {
+			return
+		}
+		voters := leader.member.voters
+		// With the old leader, a majority hears this one.
+		hearing := []*simNode{leader, old}
+		for _, i := range s.random.Perm(len(s.nodes)) {
+			if n := s.nodes[i]; n != leader && n != old && slices.Contains(voters, n.id) && 2*len(hearing) <= len(voters) {
+				hearing = append(hearing, n)
+			}
+		}
+		for i, n := range s.nodes {
+			s.cut[leader.index][i] = !slices.Contains(hearing, n)
+			s.cut[old.index][i], s.cut[i][old.index] = n != leader, n != leader
+		}
+		for range 1 + s.random.IntN(2*entries) {
+			s.propose(leader)
+		}
+		before := leader.member.log.published
+		s.watch = func(n *simNode) {
+			if n == leader && n.member.log.published > before {
+				s.watch = nil
+				s.counts.add("published beside leftovers")
+				s.isolate([]*simNode{leader})
+				others := slices.DeleteFunc(slices.Clone(s.nodes), func(n *simNode) bool { return n == leader })
+				for _, a := range others {
+					for _, b := range others {
+						s.cut[a.index][b.index] = false
+					}
+				}
+				s.later(s.between(0, 40*time.Millisecond), func() { s.elect(others) })
+			}
+		}
+	})
+	s.later(s.between(400*time.Millisecond, 700*time.Millisecond), func() { healLinks(s) })
 }

@@ -34,6 +34,8 @@ func (c simCounts) add(kind string) { c[kind]++ }
 // reaches nothing proves nothing.
 var simFloors = map[string]int{
 	"campaign":                       40,
+	"change made":                    300,
+	"change refused":                 200,
 	"checkpoint fetched":             200,
 	"checkpoint request":             300,
 	"checkpoint sealed":              100,
@@ -58,10 +60,16 @@ var simFloors = map[string]int{
 	"heal":                           3000,
 	"joint configuration":            400,
 	"left behind":                    300,
+	"leftovers":                      80,
+	"member joined":                  100,
+	"member that comes and goes":     50,
 	"lost frame":                     90000,
 	"no space":                       100,
 	"orphans":                        200,
 	"pause":                          300,
+	"published beside leftovers":     15,
+	"removal of the leader asked":    60,
+	"removed member that noticed":    300,
 	"rejection":                      50000,
 	"reordered frame":                10000,
 	"repeated frame":                 20000,
@@ -189,10 +197,21 @@ func TestSimulationIsReproducible(t *testing.T) {
 
 // Schedules that once failed.
 func TestSimulationOfKnownSeeds(t *testing.T) {
-	// 14715: a log that holds an orphan replaces it while others publish it in a later term.
-	for _, seed := range []uint64{14715} {
-		if s := simulate(seed, checkAll); s.failure != "" {
-			t.Errorf("seed %d: %s", seed, s.failure)
+	for _, known := range []struct {
+		seed        uint64
+		profile     string
+		publication Publication
+	}{
+		// A log that holds an orphan replaces it while others publish it in a later term.
+		{14715, "two leaders", PublicationLeader},
+		// Two checkpoints are sealed by others while a member cannot fetch them, and it gives up the only one it holds.
+		{36631, "checkpoints", PublicationQuorum},
+		// The others elect a candidate whose disk does not know of the term, and after a crash elect it again.
+		{44289, "configurations", PublicationQuorum},
+	} {
+		i := slices.IndexFunc(simProfiles, func(p simProfile) bool { return p.name == known.profile })
+		if s := runSchedule(newSimulation(known.seed, known.publication, simProfiles[i], checkAll)); s.failure != "" {
+			t.Errorf("seed %d (%s): %s", known.seed, known.profile, s.failure)
 		}
 	}
 }

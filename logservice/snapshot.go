@@ -311,9 +311,10 @@ func (s *staging) record() *record {
 	r := &record{conf: raftpb.EnsureConfState(proto.CloneOf(s.message.GetSnapshot().GetMetadata().GetConfState())),
 		members: s.data.GetMembership().GetMembers(), confIndex: s.data.GetMembership().GetIndex(),
 		applied: s.index, clusterID: s.data.GetClusterId(), stamp: s.stamp, sealed: []sealedCheckpoint{s.checkpoint}}
+	held := map[CheckpointName]bool{s.checkpoint.name: true}
 	for _, e := range s.noted {
 		if h, ok := parseEnvelope(e.Entry.Data); ok {
-			r.noteCheckpoint(raftEntry(e.Entry), h, e.Digest)
+			r.noteCheckpoint(raftEntry(e.Entry), h, e.Digest, held)
 		}
 	}
 	return r

@@ -52,8 +52,12 @@ func (p *published) advance(effects *Effects) {
 			// Some are on disk only, so what is in memory before them is no longer contiguous with what comes.
 			p.entries, p.bytes = nil, 0
 		}
+		traced := effects.Traced
 		for _, e := range effects.Entries {
 			t := tailEntry(e)
+			if len(traced) > 0 && traced[0].Index == t.Index {
+				t.Traces, traced = traced[0].Contexts, traced[1:]
+			}
 			p.entries = append(p.entries, t)
 			p.bytes += tailEntryBytes(t)
 		}
@@ -125,7 +129,12 @@ func (p *published) term(index uint64) (uint64, error) {
 	return p.storage.Term(index)
 }
 
-func tailEntryBytes(e *logv1.Entry) int { return len(e.Envelope) + 64 }
+func tailEntryBytes(e *logv1.Entry) int {
+	return len(e.Envelope) + 64 + traceContextBytes*len(e.Traces)
+}
+
+// traceContextBytes is about what one takes in memory.
+const traceContextBytes = 64
 
 // tailEntry is an entry as tails send it; it shares the data.
 func tailEntry(e *raftpb.Entry) *logv1.Entry {

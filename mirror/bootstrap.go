@@ -151,7 +151,8 @@ func (b *bootstrap) open() error {
 	}
 	content, err := durable.Read(b.path(b.files.name))
 	record := checkpointRecord{}
-	if err != nil || json.Unmarshal(content, &record) != nil || uint64(size) > record.SizeBytes {
+	if err != nil || json.Unmarshal(content, &record) != nil || uint64(size) > record.SizeBytes ||
+		record.Index == 0 || len(record.SHA256) != sha256.Size {
 		return nil //nolint:nilerr // what is there cannot be told: the download begins anew
 	}
 	b.bytes = uint64(size)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/logmirror/logmirror/logclient"
@@ -86,6 +87,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil for none.
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of writes that are traced; nil for none.
+	Tracer trace.Tracer
 }
 
 // Observer is told of every applied entry.
@@ -142,7 +145,7 @@ func setDefault[T comparable](value *T, standard T) {
 // its session is young.
 func boottime() time.Duration {
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+	if err := unix.ClockGettime(clockWithSleep, &now); err != nil {
 		// Without it there is no telling how long this process slept; the kernel has had it since 2.6.39.
 		panic("mirror: CLOCK_BOOTTIME: " + err.Error())
 	}

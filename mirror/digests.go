@@ -92,7 +92,7 @@ func (d *digests) Judged(verdicts []*logv1.DigestVerdict) {
 		if _, known := d.at(verdict.GetIndex()); !known || verdict.GetSession() != m.session.identity().Session {
 			continue // of an earlier life
 		}
-		m.metrics.digestVerdicts.WithLabelValues(verdict.GetVerdict().String()).Inc()
+		m.metrics.digestVerdicts.WithLabelValues(labelOf("VERDICT_", verdict.GetVerdict())).Inc()
 		m.config.Logger.Error("the state of this mirror is not that of others", "index", verdict.GetIndex(),
 			"verdict", verdict.GetVerdict().String(), "mirrors", verdict.GetReports(), "agreeing", verdict.GetAgreeing())
 		switch verdict.GetVerdict() {

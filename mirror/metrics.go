@@ -1,6 +1,13 @@
 package mirror
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+)
 
 type metrics struct {
 	proposals            prometheus.Counter
@@ -8,7 +15,12 @@ type metrics struct {
 	rejections           *prometheus.CounterVec
 	ticks                prometheus.Counter
 	batchCommands        prometheus.Histogram
+	batchBytes           prometheus.Histogram
 	commitSeconds        prometheus.Histogram
+	entries              prometheus.Counter
+	applySeconds         prometheus.Histogram
+	convergenceSeconds   prometheus.Histogram
+	roundSeconds         prometheus.Histogram
 	readersPerRound      prometheus.Histogram
 	checkpoints          *prometheus.CounterVec
 	checkpointPinSeconds prometheus.Histogram
@@ -41,6 +53,26 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Name: "logmirror_mirror_commit_seconds", Help: "Time from the hand-over of a batch to its apply here.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
+		batchBytes: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "logmirror_mirror_batch_bytes", Help: "Bytes of commands in one applied batch of this frontend.",
+			Buckets: prometheus.ExponentialBuckets(64, 4, 9),
+		}),
+		entries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "logmirror_mirror_applied_entries_total", Help: "Entries of the log that were applied.",
+		}),
+		applySeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "logmirror_mirror_apply_seconds", Help: "Time to apply the entries of one message of the tail.",
+			Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
+		}),
+		convergenceSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "logmirror_mirror_convergence_seconds",
+			Help:    "Time from the first read round that is answered after a cut of 3 s or more until all is applied that it stands for.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
+		}),
+		roundSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "logmirror_mirror_read_round_seconds", Help: "Time of read rounds that were answered.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}),
 		readersPerRound: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "logmirror_mirror_read_round_readers", Help: "Readers that shared one read round.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
@@ -68,10 +100,23 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		Name: "logmirror_mirror_checkpoint_pin_seconds", Help: "Time for which pinning the state for a checkpoint held up apply.",
 		Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
 	})
+	for _, reason := range resendReasons {
+		m.resends.WithLabelValues(reason)
+	}
+	for reason := range logv1.AppendRejection_Reason_name {
+		m.rejections.WithLabelValues(labelOf("REASON_", logv1.AppendRejection_Reason(reason)))
+	}
+	for verdict := range logv1.DigestVerdict_Verdict_name {
+		m.digestVerdicts.WithLabelValues(labelOf("VERDICT_", logv1.DigestVerdict_Verdict(verdict)))
+	}
+	for _, outcome := range []string{"reported", "failed"} {
+		m.checkpoints.WithLabelValues(outcome)
+	}
 	if registerer == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
+		m.batchBytes, m.entries, m.applySeconds, m.convergenceSeconds, m.roundSeconds,
 		m.proposals, m.resends, m.rejections, m.ticks, m.batchCommands, m.commitSeconds, m.readersPerRound,
 		m.checkpoints, m.checkpointPinSeconds,
 		m.digestIndex, m.digestVerdicts, m.quarantines, m.scrubs, m.scrubSeconds,
@@ -81,6 +126,19 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// resendReasons are those that the session core gives.
+var resendReasons = []string{"stream", "term", "timeout", "rejection", "gap"}
+
+// labelOf is the name of a value of an enumeration as a label. One that this build does not know is "other": a label is not
+// for others to choose.
+func labelOf(prefix string, value fmt.Stringer) string {
+	name, known := strings.CutPrefix(value.String(), prefix)
+	if !known {
+		return "other"
+	}
+	return strings.ToLower(name)
 }
 
 // observe registers what is read from the mirror itself.
@@ -103,6 +161,25 @@ func (*metrics) observe(m *Mirror, registerer prometheus.Registerer) error {
 		}},
 		{"logmirror_mirror_checkpoint_building_bytes", "Bytes written of the checkpoint that is being made; 0 while none is.", func() float64 {
 			return float64(m.CheckpointBuild().Bytes)
+		}},
+		{"logmirror_mirror_term", "Raft term of the last applied entry.", func() float64 { return float64(m.machine.Term()) }},
+		{"logmirror_mirror_session_open", "1 while this frontend has an open session.", func() float64 {
+			if m.Identity().Session != 0 {
+				return 1
+			}
+			return 0
+		}},
+		{"logmirror_mirror_sessions", "Frontends with an open session, in all regions.", func() float64 { return float64(m.machine.SessionCount()) }},
+		{"logmirror_mirror_keys", "Live keys.", func() float64 { return float64(m.machine.Space().Stats().Keys) }},
+		{"logmirror_mirror_versions", "Versions of keys in memory, history included.", func() float64 { return float64(m.machine.Space().Stats().Versions) }},
+		{"logmirror_mirror_size_bytes", "Logical size of the key space with history and leases, which the quota bounds.",
+			func() float64 { return float64(m.machine.SizeBytes()) }},
+		{"logmirror_mirror_quota_bytes", "Quota in force.", func() float64 { return float64(m.machine.Settings().QuotaBytes) }},
+		{"logmirror_mirror_slab_bytes", "Memory that holds versions of keys.", func() float64 { return float64(m.machine.Space().Stats().SlabBytes) }},
+		{"logmirror_mirror_compact_revision", "Revision up to which history is compacted.",
+			func() float64 { return float64(m.machine.Space().Stats().CompactRevision) }},
+		{"logmirror_mirror_no_space", "1 while the quota is used up and writes that take up room are refused.", func() float64 {
+			return float64(len(m.machine.Alarms()))
 		}},
 		{"logmirror_mirror_revision", "Revision of the key space.", func() float64 { return float64(m.revisions.reached.Load()) }},
 		{"logmirror_mirror_age_seconds", "Bound on how old the state is; -1 while unknown.", func() float64 {

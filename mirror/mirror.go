@@ -13,6 +13,7 @@ import (
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/observe/tracing"
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/image"
@@ -52,7 +53,6 @@ type Mirror struct {
 	ready     chan struct{}
 	// published is the highest published index that a member told with its tail.
 	published atomic.Uint64
-	caughtUp  atomic.Bool
 	killed    atomic.Bool
 }
 
@@ -209,21 +209,23 @@ func (m *Mirror) proposeAndWait(ctx context.Context, command *commandv1.Command,
 	if err := ctx.Err(); err != nil {
 		return proposalOutcome{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
-	size := proto.Size(command)
-	if size > m.config.CommandBytesMax {
-		return proposalOutcome{}, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, m.config.CommandBytesMax)
-	}
-	encoded, err := encodeInBatch(size, func(b []byte) ([]byte, error) {
-		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
-	})
+	p, err := m.config.newProposal(command, o)
 	if err != nil {
-		return proposalOutcome{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
+		return proposalOutcome{}, err
 	}
-	p := &proposal{encoded: encoded, waitForLog: o.WaitForLog, done: make(chan proposalOutcome, 1)}
+	span := tracing.Propose(ctx, m.config.Tracer)
+	p.trace = span.Context()
+	outcome := m.await(ctx, p)
+	span.End(outcome.err)
+	return outcome, outcome.err
+}
+
+// await hands a proposal over and waits for its outcome.
+func (m *Mirror) await(ctx context.Context, p *proposal) proposalOutcome {
 	m.session.propose(p)
 	select {
 	case outcome := <-p.done:
-		return outcome, outcome.err
+		return outcome
 	case <-ctx.Done():
 	}
 	// Either its outcome has come meanwhile, or leaving gives it one.
@@ -232,7 +234,7 @@ func (m *Mirror) proposeAndWait(ctx context.Context, command *commandv1.Command,
 	if outcome.err != nil {
 		outcome.err = fmt.Errorf("%w: %w", outcome.err, context.Cause(ctx))
 	}
-	return outcome, outcome.err
+	return outcome
 }
 
 // Linearize returns when this mirror has applied every write that was acknowledged anywhere before the call, with an
@@ -318,19 +320,26 @@ func (m *Mirror) progress() string {
 }
 
 func (m *Mirror) openPayload(incarnation uint64) []byte {
-	urls := m.config.ClientURLs
+	payload, err := m.config.openPayload(m.client.FrontendID(), incarnation)
+	if err != nil {
+		m.fail(err)
+	}
+	return payload
+}
+
+// openPayload asks for a session. The error is for a name, region or URL that is not UTF-8.
+func (c *Config) openPayload(frontendID, incarnation uint64) ([]byte, error) {
 	payload, err := proto.Marshal(&logv1.OpenSession{
-		FrontendId:      m.client.FrontendID(),
+		FrontendId:      frontendID,
 		Incarnation:     incarnation,
-		FrontendName:    m.config.Name,
-		Region:          m.config.Region,
-		ClientUrls:      urls,
+		FrontendName:    c.Name,
+		Region:          c.Region,
+		ClientUrls:      c.ClientURLs,
 		ApplyVersionMin: applyVersionMin,
 		ApplyVersionMax: applyVersionMax,
 	})
 	if err != nil {
-		// Only a string that is not UTF-8 can do that.
-		m.fail(fmt.Errorf("encode the opening of a session: %w", err))
+		return nil, fmt.Errorf("encode the opening of a session: %w", err)
 	}
-	return payload
+	return payload, nil
 }

@@ -1,9 +1,14 @@
 package mirror
 
 import (
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
 // proposal is one command on its way. The core owns all fields but done, which is the shell's.
@@ -11,8 +16,10 @@ type proposal struct {
 	// encoded is the command as an element of an encoded CommandBatch, tag and length included.
 	encoded    []byte
 	waitForLog bool
-	queuedAt   time.Duration
-	state      proposalState
+	// trace goes with the batch; nil for none.
+	trace    *logv1.TraceContext
+	queuedAt time.Duration
+	state    proposalState
 	// next and previous link the queue.
 	next, previous *proposal
 
@@ -28,6 +35,21 @@ const (
 	proposalLeft
 	proposalFinished
 )
+
+// newProposal makes a command ready to be handed over. An error matches ErrNotApplied.
+func (c *Config) newProposal(command *commandv1.Command, o ProposeOptions) (*proposal, error) {
+	size := proto.Size(command)
+	if size > c.CommandBytesMax {
+		return nil, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, c.CommandBytesMax)
+	}
+	encoded, err := encodeInBatch(size, func(b []byte) ([]byte, error) {
+		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	return &proposal{encoded: encoded, waitForLog: o.WaitForLog, done: make(chan proposalOutcome, 1)}, nil
+}
 
 // encodeInBatch returns a command as an element of an encoded CommandBatch, so that a batch is put together by
 // concatenation.

@@ -92,8 +92,9 @@ type rounds struct {
 	// answered are rounds whose index is not applied yet, in no order.
 	answered []answeredRound
 	// freshest is the latest start of a round whose index is applied, known whether there is one. Written under mu.
-	freshest atomic.Int64
-	known    atomic.Bool
+	freshest    atomic.Int64
+	known       atomic.Bool
+	convergence convergence
 	// ready: at some time since the start the state was known to be fresh enough to serve.
 	ready bool
 }
@@ -232,12 +233,15 @@ func (r *rounds) round(readers []*reader, began time.Duration, timing roundTimin
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	now := m.config.Clock()
 	r.mu.Lock()
 	r.core.ended()
 	if timing.probe {
 		r.probing = false
 	}
 	if err == nil {
+		m.metrics.roundSeconds.Observe((now - began).Seconds())
+		r.convergence.answered(now, answer.Index)
 		r.failed = false
 		if len(r.answered) >= answeredMax {
 			r.answered = r.answered[1:]
@@ -271,6 +275,10 @@ func (r *rounds) applied(index uint64) {
 		r.known.Store(true)
 	}
 	r.answered = kept
+	if took, done := r.convergence.applied(r.mirror.config.Clock, index); done {
+		r.mirror.metrics.convergenceSeconds.Observe(took.Seconds())
+		r.mirror.config.Logger.Info("the state is whole again after a cut", "took", took, "index", index)
+	}
 	if r.known.Load() && !r.ready && r.mirror.config.Clock()-time.Duration(r.freshest.Load()) <= r.mirror.config.ReadyAgeMax {
 		r.ready = true
 		close(r.mirror.ready)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/observe/tracing"
 	"github.com/logmirror/logmirror/statemachine"
 )
 
@@ -105,6 +106,8 @@ type batch struct {
 	seq       uint64
 	payload   []byte
 	proposals []*proposal
+	// traces are those of the first proposals that have one.
+	traces    []*logv1.TraceContext
 	firstSent time.Duration
 	// copies were handed over; skips were seen in the tail as skipped for a gap.
 	copies, skips int
@@ -216,7 +219,7 @@ func (s *sessionCore) send(p *logv1.Proposal) {
 
 func (s *sessionCore) sendBatch(b *batch) {
 	b.copies++
-	s.send(&logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: s.session, Seq: b.seq, Payload: b.payload})
+	s.send(&logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: s.session, Seq: b.seq, Payload: b.payload, Traces: b.traces})
 }
 
 // resend hands over again what is not known to be in the log.
@@ -382,7 +385,7 @@ func (s *sessionCore) applied(event sessionEvent) {
 		p.state = proposalFinished
 	}
 	if len(b.proposals) > 0 {
-		s.effects.committed = max(s.now-b.firstSent, 1)
+		s.effects.committed, s.effects.committedBytes = max(s.now-b.firstSent, 1), len(b.payload)
 	}
 	s.moved()
 }
@@ -527,6 +530,9 @@ func (s *sessionCore) pack() *batch {
 		s.queue.remove(p)
 		p.state = proposalHandedOver
 		b.proposals[i] = p
+		if p.trace != nil && len(b.traces) < tracing.ContextsMax {
+			b.traces = append(b.traces, p.trace)
+		}
 		if count == 1 {
 			b.payload = p.encoded
 		} else {

@@ -73,6 +73,8 @@ type sessionEffects struct {
 	applied []appliedProposal
 	// committed, if not zero, is how long the batch of applied took from its hand-over.
 	committed time.Duration
+	// committedBytes is the size of that batch.
+	committedBytes int
 	// wake, if not zero, is when eventTimer is to come at the latest.
 	wake time.Duration
 	// resent says why what is in flight was handed over again, for metrics; empty for nothing.

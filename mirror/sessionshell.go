@@ -29,26 +29,26 @@ type sessions struct {
 }
 
 func newSessions(m *Mirror) *sessions {
-	c := &m.config
-	return &sessions{
-		mirror:  m,
-		persist: make(chan uint64, 1),
-		core: newSessionCore(sessionConfig{
-			open:           m.openPayload,
-			batchBytesMax:  c.BatchBytesMax,
-			inFlightMax:    c.BatchesInFlight,
-			inFlightBytes:  c.BytesInFlight,
-			hold:           c.BatchHold,
-			queueMax:       c.QueueCommands,
-			queueBytesMax:  c.QueueBytes,
-			failFastAfter:  c.FailFastAfter,
-			unknownAfter:   c.UnknownAfter,
-			stallAfter:     c.StallAfter,
-			resendAfterMin: c.ResendAfterMin,
-			resendAfterMax: c.ResendAfterMax,
-			retryAfterMax:  c.ResendAfterMin,
-			openRetry:      2 * time.Second,
-		}, c.Clock()),
+	return &sessions{mirror: m, persist: make(chan uint64, 1), core: newSessionCore(m.config.session(m.openPayload), m.config.Clock())}
+}
+
+// session is what the core is to know of the configuration. open builds the payload of the Open of an incarnation.
+func (c *Config) session(open func(incarnation uint64) []byte) sessionConfig {
+	return sessionConfig{
+		open:           open,
+		batchBytesMax:  c.BatchBytesMax,
+		inFlightMax:    c.BatchesInFlight,
+		inFlightBytes:  c.BytesInFlight,
+		hold:           c.BatchHold,
+		queueMax:       c.QueueCommands,
+		queueBytesMax:  c.QueueBytes,
+		failFastAfter:  c.FailFastAfter,
+		unknownAfter:   c.UnknownAfter,
+		stallAfter:     c.StallAfter,
+		resendAfterMin: c.ResendAfterMin,
+		resendAfterMax: c.ResendAfterMax,
+		retryAfterMax:  c.ResendAfterMin,
+		openRetry:      2 * time.Second,
 	}
 }
 
@@ -95,6 +95,7 @@ func (s *sessions) do(effects *sessionEffects) {
 	if effects.committed != 0 {
 		m.metrics.commitSeconds.Observe(effects.committed.Seconds())
 		m.metrics.batchCommands.Observe(float64(len(effects.applied)))
+		m.metrics.batchBytes.Observe(float64(effects.committedBytes))
 	}
 	for _, f := range effects.finished {
 		f.proposal.done <- proposalOutcome{err: f.err}
@@ -147,7 +148,7 @@ func (s *sessions) AppendUp()        { s.step(sessionEvent{kind: eventUp}) }
 func (s *sessions) AppendDown(error) { s.step(sessionEvent{kind: eventDown}) }
 func (s *sessions) AppendRejected(rejections []*logv1.AppendRejection) {
 	for _, r := range rejections {
-		s.mirror.metrics.rejections.WithLabelValues(r.GetReason().String()).Inc()
+		s.mirror.metrics.rejections.WithLabelValues(labelOf("REASON_", r.GetReason())).Inc()
 	}
 	s.step(sessionEvent{kind: eventRejected, rejections: rejections})
 }

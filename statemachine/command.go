@@ -357,6 +357,7 @@ func (m *Machine) executeSettings(e *entry, c *commandv1.ChangeSettings) error {
 	}
 	m.settings.apply(c)
 	m.retention.settingsChanged(m.settings)
+	m.sealSmall()
 	e.applied.SettingsChanged = true
 	return nil
 }

@@ -143,7 +143,8 @@ func TestScrubFindsEachKindOfDamage(t *testing.T) {
 		}
 		_, old := version(true)
 		_, live := version(false)
-		ready = old && live && m.requests.len() > 1 && m.leases.Len() > 0
+		ready = old && live && m.requests.len() > 1 && m.leases.Len() > 0 &&
+			len(m.sessions.open) > 0 && len(m.ids.sequences) > 0 && len(m.ids.ranges) > 0 && len(m.ids.nodes) > 0
 	}
 	if err := scrub(m, 1000); err != nil {
 		t.Fatal(err)
@@ -153,12 +154,33 @@ func TestScrubFindsEachKindOfDamage(t *testing.T) {
 		return func() { flip(v) }
 	}
 	ttl := leaseField(t, m, m.leases.IDs()[0], "ttlSeconds")
+	session := m.sessions.open[anyOf(m.sessions.open)]
+	frontendID := session.FrontendID
+	sequence, identified := anyOf(m.ids.sequences), anyOf(m.ids.ranges)
+	kind := anyOf(m.ids.nodes)
+	region := "flipped"
 	for name, flip := range map[string]func(){
 		"live value": flipVersion(false, func(v keyspace.Version) { v.Value[0] ^= 0x10 }),
 		"live key":   flipVersion(false, func(v keyspace.Version) { v.Key[0] ^= 0x01 }),
 		"history":    flipVersion(true, func(v keyspace.Version) { v.Value[0] ^= 0x80 }),
 		"request id": func() { m.requests.queue[m.requests.first].index ^= 4 },
 		"lease":      func() { *ttl ^= 2 },
+
+		"session's seq":              func() { session.LastSeq ^= 1 },
+		"session's id":               func() { session.ID ^= 1 << 40 },
+		"session's last entry":       func() { session.LastEntryAt ^= 1 << 20 },
+		"session's time":             func() { session.SessionTime ^= 1 << 30 },
+		"session's frontend":         func() { session.FrontendID ^= 1 },
+		"session's apply version":    func() { session.ApplyVersionMax ^= 1 },
+		"frontend's incarnation":     func() { m.sessions.frontends[frontendID].incarnation ^= 2 },
+		"frontend's last session":    func() { m.sessions.frontends[frontendID].lastSession ^= 2 },
+		"settings":                   func() { m.settings.QuotaBytes ^= 1 << 12 },
+		"settings, the last":         func() { m.settings.RequestIDAge ^= 1 },
+		"region that is not there":   func() { toggle(m.regions, region) },
+		"next number of a sequence":  func() { m.ids.sequences[sequence] ^= 8 },
+		"next number of a range":     func() { r := m.ids.ranges[identified]; r.next ^= 8; m.ids.ranges[identified] = r },
+		"holder of a node number":    func() { m.ids.nodes[kind][0].holder ^= 8 },
+		"last time of a node number": func() { m.ids.nodes[kind][0].until ^= 1 << 20 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			flip()
@@ -172,6 +194,23 @@ func TestScrubFindsEachKindOfDamage(t *testing.T) {
 				t.Errorf("after the damage is undone: %v", err)
 			}
 		})
+	}
+}
+
+// anyOf returns a key of a map.
+func anyOf[K comparable, V any](m map[K]V) (any K) {
+	for any = range m {
+		break
+	}
+	return any
+}
+
+// toggle adds a region or takes it away.
+func toggle(regions map[string]RegionState, region string) {
+	if _, ok := regions[region]; ok {
+		delete(regions, region)
+	} else {
+		regions[region] = RegionFenced
 	}
 }
 
@@ -277,8 +316,8 @@ func TestDigestVersion(t *testing.T) {
 		{Operation: &commandv1.Command_Compact{Compact: &commandv1.Compact{Revision: 3}}},
 		{Operation: &commandv1.Command_IdSequenceNext{IdSequenceNext: &commandv1.IdSequenceNext{Name: "s", Count: 4}}},
 	}})
-	const want = "dd31d47bba9aca9c46cff35743ae57a9f654f968de179228d5e15132ee7a1622"
-	if have := hex.EncodeToString(digestOf(t, m).Bytes()); have != want || DigestVersion != 1 {
-		t.Errorf("digest %s in version %d, was %s in version 1", have, DigestVersion, want)
+	const want = "dd31d47bba9aca9c46cff35743ae57a9f654f968de1792285f380096e4583a31"
+	if have := hex.EncodeToString(digestOf(t, m).Bytes()); have != want || DigestVersion != 2 {
+		t.Errorf("digest %s in version %d, was %s in version 2", have, DigestVersion, want)
 	}
 }

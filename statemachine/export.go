@@ -139,6 +139,21 @@ func (m *Machine) exportAll() *Export {
 	return x
 }
 
+// exportState takes the small part of the state, without the frontends.
+func (m *Machine) exportState() exportedState {
+	x := exportedState{
+		Version: ExportVersion, Index: m.index, Term: m.term, LogTime: m.logTime, ClusterID: m.clusterID,
+		Revision: m.revision, Compacted: m.compacted, ApplyVersion: m.applyVersion, Settings: m.settings,
+		Regions: maps.Clone(m.regions), NoSpace: m.noSpace, RequestHorizon: m.requests.horizon,
+		IDs: m.ids.export(), Leases: m.leases.Len(), Requests: m.requests.len(),
+		Digest: m.exportDigest(),
+	}
+	for _, s := range m.retention {
+		x.Retention = append(x.Retention, exportedSample{s.logTime, s.revision})
+	}
+	return x
+}
+
 // export takes all but the leases.
 func (m *Machine) export(requestsAbove uint64) *Export {
 	x := &Export{
@@ -147,16 +162,7 @@ func (m *Machine) export(requestsAbove uint64) *Export {
 			Revision: m.revision, CompactRevision: m.compacted,
 		},
 		RequestCount: m.requests.len(),
-		state: exportedState{
-			Version: ExportVersion, Index: m.index, Term: m.term, LogTime: m.logTime, ClusterID: m.clusterID,
-			Revision: m.revision, Compacted: m.compacted, ApplyVersion: m.applyVersion, Settings: m.settings,
-			Regions: maps.Clone(m.regions), NoSpace: m.noSpace, RequestHorizon: m.requests.horizon,
-			IDs: m.ids.export(), Leases: m.leases.Len(), Requests: m.requests.len(),
-			Digest: m.exportDigest(),
-		},
-	}
-	for _, s := range m.retention {
-		x.state.Retention = append(x.state.Retention, exportedSample{s.logTime, s.revision})
+		state:        m.exportState(),
 	}
 	x.state.Frontends = make([]exportedFrontend, 0, len(m.sessions.frontends))
 	for id, f := range m.sessions.frontends {

@@ -55,5 +55,6 @@ func restoreIDs(x exportedIDs) (idTables, error) {
 		t.ranges[name] = idRange{r.Next, r.Max}
 	}
 	maps.Copy(t.sequences, x.Sequences)
+	t.sum = t.seal()
 	return t, nil
 }

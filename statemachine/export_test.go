@@ -208,10 +208,10 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[Machine](): {
 			"space", "compactionBudget", "mu", "failed", "index", "term", "logTime", "clusterID", "revision", "compacted",
 			"applyVersion", "settings", "sessions", "leases", "requests", "regions", "noSpace", "ids", "retention",
-			"commands", "doomed",
+			"settingsSum", "regionsSum", "commands", "doomed",
 		},
-		reflect.TypeFor[session]():         {"SessionInfo", "dueBound", "ended"},
-		reflect.TypeFor[frontend]():        {"incarnation", "lastSession", "open"},
+		reflect.TypeFor[session]():         {"SessionInfo", "dueBound", "ended", "sum"},
+		reflect.TypeFor[frontend]():        {"incarnation", "lastSession", "open", "sum"},
 		reflect.TypeFor[sessionTable]():    {"open", "frontends", "heap"},
 		reflect.TypeFor[requestTable]():    {"byID", "queue", "first", "horizon", "digest"},
 		reflect.TypeFor[requestRecord]():   {"id", "hash", "index", "logTime", "outcome", "sum"},
@@ -219,7 +219,7 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[outcome](): {
 			"code", "truncated", "revision", "leaseID", "leaseTTLSeconds", "id", "txn", "put", "delete", "mutate",
 		},
-		reflect.TypeFor[idTables](): {"nodes", "ranges", "sequences"},
+		reflect.TypeFor[idTables](): {"nodes", "ranges", "sequences", "sum"},
 		reflect.TypeFor[idNode]():   {"holder", "until"},
 		reflect.TypeFor[idRange]():  {"next", "max"},
 		reflect.TypeFor[lease.Info](): {

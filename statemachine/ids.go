@@ -141,6 +141,7 @@ type idTables struct {
 	nodes     map[IDKind][]idNode // as long as the highest number ever granted
 	ranges    map[string]idRange
 	sequences map[string]int64 // the last number taken
+	sum       uint64           // see seal
 }
 
 func newIDTables() idTables {
@@ -230,14 +231,15 @@ func (m *Machine) executeIDNodeGrant(e *entry, g *commandv1.IdNodeGrant) (*IDRes
 		free = len(nodes)
 		nodes = append(nodes, idNode{})
 		m.ids.nodes[kind] = nodes
+		m.ids.sum += idNode{}.seal(kind, free)
 	} else if free < 0 || nodes[free].until >= g.Until {
 		return nil, ErrIDNodesUsedUp
 	}
 	if held >= 0 {
-		nodes[held].holder = 0
+		m.ids.setNode(kind, held, idNode{until: nodes[held].until})
 	}
 	result := &IDResult{Node: int64(free), After: nodes[free].until, Until: g.Until}
-	nodes[free] = idNode{holder: e.session.ID, until: g.Until}
+	m.ids.setNode(kind, free, idNode{holder: e.session.ID, until: g.Until})
 	return result, nil
 }
 
@@ -255,11 +257,12 @@ func (m *Machine) executeIDNodeExtend(e *entry, x *commandv1.IdNodeExtend) (*IDR
 	if int64(x.Node) >= int64(len(nodes)) {
 		return nil, ErrIDNodeNotHeld
 	}
-	node := &nodes[x.Node]
+	node := nodes[x.Node]
 	if node.holder != e.session.ID || node.until != x.From {
 		return nil, ErrIDNodeNotHeld
 	}
 	node.until = max(node.until, x.Until)
+	m.ids.setNode(kind, int(x.Node), node)
 	return &IDResult{Node: int64(x.Node), After: x.From, Until: node.until}, nil
 }
 
@@ -283,7 +286,7 @@ func (m *Machine) executeIDSegmentGrant(g *commandv1.IdSegmentGrant) (*IDResult,
 	}
 	result := &IDResult{First: r.next, Count: min(g.Size, r.max-r.next+1)}
 	r.next += result.Count
-	m.ids.ranges[g.Range] = r
+	m.ids.setRange(g.Range, r)
 	return result, nil
 }
 
@@ -298,7 +301,7 @@ func (m *Machine) executeIDSequenceNext(n *commandv1.IdSequenceNext) (*IDResult,
 	case last > math.MaxInt64-n.Count:
 		return nil, ErrIDSequenceUsedUp
 	}
-	m.ids.sequences[n.Name] = last + n.Count
+	m.ids.setSequence(n.Name, last+n.Count)
 	return &IDResult{First: last + 1, Count: n.Count}, nil
 }
 

@@ -56,6 +56,8 @@ type Machine struct {
 	noSpace      bool
 	ids          idTables
 	retention    retentionSamples
+	// settingsSum and regionsSum: see seals.go.
+	settingsSum, regionsSum uint64
 
 	// Scratch of the apply goroutine.
 	commands []command
@@ -77,7 +79,7 @@ func newMachine(o Options) *Machine {
 	if o.CompactionBudget <= 0 {
 		o.CompactionBudget = 1024
 	}
-	return &Machine{
+	m := &Machine{
 		space:            o.Space,
 		compactionBudget: o.CompactionBudget,
 		revision:         1,
@@ -89,6 +91,8 @@ func newMachine(o Options) *Machine {
 		regions:          make(map[string]RegionState),
 		ids:              newIDTables(),
 	}
+	m.sealSmall()
+	return m
 }
 
 // SkipReason says why an entry was not applied. It is decided by the state, the same on every mirror.
@@ -326,6 +330,7 @@ func (m *Machine) applyBatch(e *entry, envelope *logv1.Envelope) error {
 	}
 	e.session = s
 	s.LastSeq, s.LastEntryAt = envelope.Seq, m.logTime
+	s.sum = s.seal()
 	if e.wanted && len(commands) > 0 {
 		e.applied.Results = make([]Result, 0, len(commands))
 	}

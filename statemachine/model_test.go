@@ -17,6 +17,7 @@ import (
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
 
 // model is a second, slow opinion on what commands mean: the whole key space is a map that is copied for every
@@ -722,6 +723,32 @@ func compareSpaces(rt *rapid.T, m *Machine, second *model, probe *commandv1.Rang
 			if want := second.rangeIn(second.states[revision], r); formatRange(&got) != want {
 				rt.Fatalf("%v:\n got %s\nwant %s", r, formatRange(&got), want)
 			}
+			compareGathered(rt, sn, r)
 		}
+	}
+}
+
+// compareGathered checks that a range which is gathered has the answer of one that is evaluated.
+func compareGathered(rt *rapid.T, sn *keyspace.Snapshot, r *commandv1.Range) {
+	if !Gatherable(r) {
+		return
+	}
+	r = proto.CloneOf(r)
+	r.KeysOnly = false
+	want, err := EvaluateRange(sn, r)
+	if err != nil {
+		rt.Fatalf("%v: %v", r, err)
+	}
+	got := RangeResult{}
+	got.Count, got.More, err = GatherRange(sn, r, func(encoded []byte) bool {
+		v, err := keyspace.DecodeKeyValue(encoded)
+		if err != nil {
+			rt.Fatalf("%v: %v", r, err)
+		}
+		got.KVs = append(got.KVs, v)
+		return true
+	})
+	if err != nil || formatRange(&got) != formatRange(&want) {
+		rt.Fatalf("%v: gathered %s and %v,\nwant %s", r, formatRange(&got), err, formatRange(&want))
 	}
 }

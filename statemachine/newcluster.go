@@ -99,6 +99,7 @@ func (t *idTables) raise(now, bump int64) (usedUp []string) {
 		}
 		t.ranges[name] = r
 	}
+	t.sum = t.seal()
 	slices.Sort(usedUp)
 	return usedUp
 }

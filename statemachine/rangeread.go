@@ -23,12 +23,9 @@ type RangeResult struct {
 // names. r must have passed ValidateRange. It returns ErrCompacted or ErrFutureRevision for a revision that the
 // snapshot does not have.
 func EvaluateRange(sn *keyspace.Snapshot, r *commandv1.Range) (RangeResult, error) {
-	revision := max(r.Revision, 0)
-	switch {
-	case revision > sn.Revision():
-		return RangeResult{}, ErrFutureRevision
-	case revision != 0 && revision < sn.CompactRevision():
-		return RangeResult{}, ErrCompacted
+	revision, err := readRevision(sn, r)
+	if err != nil {
+		return RangeResult{}, err
 	}
 	if len(r.RangeEnd) == 0 {
 		return readOne(sn, r, revision)
@@ -54,6 +51,49 @@ func EvaluateRange(sn *keyspace.Snapshot, r *commandv1.Range) (RangeResult, erro
 		result.Count += rest
 	}
 	return result, nil
+}
+
+// readRevision is the revision to read at: as the snapshot takes it, and one that it has.
+func readRevision(sn *keyspace.Snapshot, r *commandv1.Range) (int64, error) {
+	revision := max(r.Revision, 0)
+	switch {
+	case revision > sn.Revision():
+		return 0, ErrFutureRevision
+	case revision != 0 && revision < sn.CompactRevision():
+		return 0, ErrCompacted
+	}
+	return revision, nil
+}
+
+// Gatherable reports whether the key-values that answer r are those of a range as they stand, in the order of keys, from
+// the first one on: GatherRange has them then, without holding any.
+func Gatherable(r *commandv1.Range) bool {
+	return len(r.RangeEnd) > 0 && !r.CountOnly && inKeyOrder(r) && !filters(r)
+}
+
+// GatherRange is EvaluateRange for a range that is Gatherable: it visits the encodings of the key-values that answer it, and
+// returns the rest of the answer. The encodings are as Version.Encoded, whatever KeysOnly says. visit ends the range early by
+// returning false; count and more mean nothing then.
+func GatherRange(sn *keyspace.Snapshot, r *commandv1.Range, visit func(encoded []byte) bool) (count int64, more bool, err error) {
+	revision, err := readRevision(sn, r)
+	if err != nil {
+		return 0, false, err
+	}
+	end := rangeEnd(r.RangeEnd)
+	var rest []byte // the first key beyond the limit
+	err = sn.RangeEncoded(r.Key, end, revision, func(key, encoded []byte) bool {
+		if r.Limit > 0 && count == r.Limit {
+			rest = key
+			return false
+		}
+		count++
+		return visit(encoded)
+	})
+	if err != nil || rest == nil {
+		return count, false, err
+	}
+	beyond, err := sn.Count(rest, end, revision)
+	return count + beyond, true, err
 }
 
 // readOne reads a range that is one key.

@@ -97,6 +97,13 @@ func (m *Machine) LeaseKeys(id int64) [][]byte {
 	return m.leases.Keys(id)
 }
 
+// SessionCount returns the number of open sessions.
+func (m *Machine) SessionCount() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return len(m.sessions.open)
+}
+
 // Sessions returns the open sessions, by id.
 func (m *Machine) Sessions() []SessionInfo {
 	m.mu.RLock()

@@ -73,6 +73,7 @@ func (m *Machine) executeRegionState(e *entry, c *commandv1.SetRegionState) erro
 	} else {
 		m.regions[c.Region] = state
 	}
+	m.sealSmall()
 	e.applied.RegionsChanged = true
 	if state != RegionFenced {
 		return nil

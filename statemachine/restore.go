@@ -14,11 +14,14 @@ import (
 var ErrInconsistent = errors.New("statemachine: inconsistent export")
 
 // Restorer builds a Machine from what others exported: Lease for each lease and RequestID for each request id, oldest
-// first; Version for each version of a key in the order that keyspace.Space.Restore asks for; then Machine. After an error
-// it is of no use. It copies what it is given.
+// first; Version for each version of a key in the order that keyspace.Space.Restore asks for, or Blocks once; then Machine.
+// After an error it is of no use. It copies what it is given.
 type Restorer struct {
 	machine *Machine
 	state   exportedState
+	// leased are the live versions that name a lease, where Blocks has told them.
+	leased []keyspace.Version
+	told   bool
 }
 
 // NewRestorer begins a machine with the small part of its state (Export.State). Options.Space must be nil. The error
@@ -55,6 +58,7 @@ func NewRestorer(o Options, state []byte) (*Restorer, error) {
 		return nil, err
 	}
 	m.ids = ids
+	m.sealSmall()
 	r.machine = m
 	return r, r.sessions()
 }
@@ -65,7 +69,9 @@ func (r *Restorer) sessions() error {
 		if _, twice := t.frontends[row.ID]; twice || row.ID == 0 {
 			return fmt.Errorf("%w: frontend %d", ErrInconsistent, row.ID)
 		}
-		t.frontends[row.ID] = &frontend{incarnation: row.Incarnation, lastSession: row.LastSession}
+		f := &frontend{incarnation: row.Incarnation, lastSession: row.LastSession}
+		f.sum = f.seal(row.ID)
+		t.frontends[row.ID] = f
 		if row.Session == nil {
 			continue
 		}
@@ -127,6 +133,14 @@ func (r *Restorer) Version(encoded []byte, sub int64) error {
 	return r.machine.space.Restore(encoded, sub)
 }
 
+// Blocks restores all versions of keys, on all processors, while nobody uses the Restorer otherwise. The error is
+// keyspace.Space.RestoreBlocks'.
+func (r *Restorer) Blocks(blocks []*keyspace.Block) (err error) {
+	r.leased, err = r.machine.space.RestoreBlocks(blocks)
+	r.told = true
+	return err
+}
+
 // Machine returns the machine once all was restored. The error matches ErrInconsistent.
 func (r *Restorer) Machine() (*Machine, error) {
 	m := r.machine
@@ -152,16 +166,24 @@ func (r *Restorer) Machine() (*Machine, error) {
 // attach hangs the keys on their leases.
 func (r *Restorer) attach() error {
 	m := r.machine
-	// Where there are no leases, no key may name one: the walk finds that too.
+	// Where there are no leases, no key may name one: that is found too.
 	var err error
-	view := m.space.WriterView()
-	walk := view.Range(nil, nil, 0, func(v keyspace.Version) bool {
+	hang := func(v keyspace.Version) bool {
 		if v.Lease != 0 && !m.leases.Attach(v.Lease, v.Key) {
 			err = fmt.Errorf("%w: key %q is of lease %d, which does not exist", ErrInconsistent, v.Key, v.Lease)
 		}
 		return err == nil
-	})
-	return errors.Join(walk, err)
+	}
+	if !r.told {
+		view := m.space.WriterView()
+		return errors.Join(view.Range(nil, nil, 0, hang), err)
+	}
+	for _, v := range r.leased {
+		if !hang(v) {
+			break
+		}
+	}
+	return err
 }
 
 // strictUnmarshal refuses fields that this build does not know: it would lose them.

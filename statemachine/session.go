@@ -83,6 +83,7 @@ type session struct {
 	// when the session comes to the top of the heap, so that an entry does not move it.
 	dueBound int64
 	ended    bool
+	sum      uint64 // see seal
 }
 
 // dueAt returns when the session ends unless it gets another entry.
@@ -93,6 +94,7 @@ type frontend struct {
 	incarnation uint64
 	lastSession uint64
 	open        *session
+	sum         uint64 // see seal
 }
 
 // sessionTable holds the open sessions and the last incarnation of each frontend.
@@ -137,7 +139,7 @@ func (t *sessionTable) earliestDue() (due int64, ok bool) {
 }
 
 func (t *sessionTable) add(s *session) {
-	s.dueBound = s.dueAt()
+	s.dueBound, s.sum = s.dueAt(), s.seal()
 	t.open[s.ID] = s
 	t.frontends[s.FrontendID].open = s
 	t.heap = append(t.heap, s)
@@ -280,6 +282,7 @@ func (m *Machine) openSession(e *entry, open *logv1.OpenSession) SkipReason {
 		e.addLeaseChanges(m.leases.Move(previous.ID, e.applied.Index, e.applied.Index, previous.SessionTime))
 	}
 	f.incarnation, f.lastSession = open.Incarnation, e.applied.Index
+	f.sum = f.seal(open.FrontendId)
 	s := &session{SessionInfo: SessionInfo{
 		ID:              e.applied.Index,
 		FrontendID:      open.FrontendId,

@@ -289,9 +289,7 @@ func (h *Hub) deliverSlice(sl *slice) {
 
 // historyFailed decides what becomes of watches whose slice could not be read.
 func (h *Hub) historyFailed(sl *slice) {
-	v := h.history.acquire()
-	lowest := lowestRevision(v)
-	v.Release()
+	_, lowest := h.history.revisions()
 	for _, w := range sl.cohort {
 		switch {
 		case w.state != stateReading:

@@ -93,6 +93,12 @@ func (s *fakeSpace) acquire() view {
 	return &fakeView{space: s, versions: s.versions, revision: s.revision, compacted: s.compacted}
 }
 
+func (s *fakeSpace) revisions() (present, lowest int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision, s.compacted
+}
+
 type fakeView struct {
 	space               *fakeSpace
 	versions            []keyspace.Version

@@ -9,6 +9,8 @@ import (
 type history interface {
 	// acquire returns the newest published state. It does not block.
 	acquire() view
+	// revisions returns that state's revision, and the lowest one that can be watched.
+	revisions() (present, lowest int64)
 }
 
 // view is a state of the key space that does not change while it is held. Any goroutine may read it. Its
@@ -28,6 +30,8 @@ func lowestRevision(v view) int64 { return v.CompactRevision() }
 type spaceHistory struct{ space *keyspace.Space }
 
 func (h spaceHistory) acquire() view { return h.space.Acquire() }
+
+func (h spaceHistory) revisions() (present, lowest int64) { return h.space.Revisions() }
 
 // NewHub makes a hub over a key space and starts its goroutines. It is called before the first entry that it is
 // to tell of is applied. The caller closes it.

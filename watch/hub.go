@@ -184,9 +184,7 @@ func newHub(from history, config Config) *Hub {
 		streams: make(map[*Stream]struct{}),
 		asking:  make(map[*Stream]struct{}),
 	}
-	v := from.acquire()
-	h.revision = v.Revision()
-	v.Release()
+	h.revision, _ = from.revisions()
 	h.metrics = newMetrics(h)
 	return h
 }

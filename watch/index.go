@@ -52,6 +52,14 @@ func (ix *index) group(s span, candidate *group) *group {
 	return candidate
 }
 
+// groupOf returns the group of a span that is one key and has watches, else a new one that is not in the index.
+func (ix *index) groupOf(s span) *group {
+	if g, ok := ix.keys[s.key]; ok && !s.ranged {
+		return g
+	}
+	return &group{span: s}
+}
+
 // remove takes a group out.
 func (ix *index) remove(g *group) {
 	if g.span.ranged {

@@ -156,9 +156,8 @@ func (s *Stream) Watch(r Request) (id int64, err error) {
 	}
 	// What a client has been told before it asks lies at or below the published revision, which may be ahead of
 	// the hub's by the entry that is on its way to it.
-	v := h.history.acquire()
-	present, lowest := max(h.revision, v.Revision()), lowestRevision(v)
-	v.Release()
+	published, lowest := h.history.revisions()
+	present := max(h.revision, published)
 	w, err := s.newWatch(r)
 	if err != nil {
 		s.pushAnswer(Response{
@@ -217,7 +216,7 @@ func (s *Stream) newWatch(r Request) (*watch, error) {
 	if taken {
 		return nil, ErrDuplicateID
 	}
-	w := &watch{stream: s, group: &group{span: sp}, id: id, next: r.StartRevision}
+	w := &watch{stream: s, group: s.hub.live.groupOf(sp), id: id, next: r.StartRevision}
 	for _, o := range [...]struct {
 		set bool
 		bit options

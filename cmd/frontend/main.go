@@ -18,9 +18,13 @@ import (
 	"github.com/logmirror/logmirror/internal/flagfile"
 	"github.com/logmirror/logmirror/internal/heap"
 	"github.com/logmirror/logmirror/internal/observe"
+	"github.com/logmirror/logmirror/internal/observe/tracing/export"
+	"github.com/logmirror/logmirror/internal/timerslack"
 	"github.com/logmirror/logmirror/internal/tlsfiles"
 	"github.com/logmirror/logmirror/internal/version"
 )
+
+func init() { timerslack.Widen() }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -43,8 +47,10 @@ type options struct {
 	checkpointRate, bootstrapRate            int
 	scrubInterval                            time.Duration
 	insecure                                 bool
-	logLevel                                 string
+	pprofListen                              string
+	logging                                  observe.Logging
 	tls, peerTLS                             tlsfiles.Files
+	traces                                   export.Flags
 }
 
 func newCommand() *cobra.Command {
@@ -53,7 +59,7 @@ func newCommand() *cobra.Command {
 		Use:           "frontend --name N --region R --listen ADDR --data-dir DIR --log ADDR1,ADDR2,…",
 		Short:         "One region's server: a mirror of the log's state with the native API and etcd's",
 		Args:          cobra.NoArgs,
-		Version:       version.String(),
+		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -70,7 +76,7 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.advertise, "advertise", "", "`address` where clients and other frontends reach this one (default: --listen)")
 	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of this frontend's identity and state")
 	flags.StringSliceVar(&o.log, "log", nil, "`addresses` of log members; one that answers is enough, the others are learned")
-	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
+	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez, /readyz, and etcd's /health and /version on (default: none)")
 	flags.DurationVar(&o.watchProgressInterval, "watch-progress-interval", 10*time.Minute,
 		"how often idle watches that asked for it are told of the revision; at least 100ms")
 	flags.IntVar(&o.maxRequestBytes, "max-request-bytes", 3<<19, "largest request that is taken, in `bytes`")
@@ -81,8 +87,10 @@ func newCommand() *cobra.Command {
 	flags.DurationVar(&o.scrubInterval, "scrub-interval", 10*time.Minute,
 		"how often memory and image are checked for damage; a tenth of a processor at most")
 	flags.IntVar(&o.bootstrapRate, "bootstrap-rate", 64<<20, "how fast a checkpoint is downloaded at most, in `bytes` per second")
-	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
-	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
+	flags.StringVar(&o.pprofListen, "pprof-listen", "", "`address` to serve profiles on under /debug/pprof/, on loopback unless --insecure (default: none)")
+	o.logging.AddFlags(flags)
+	o.traces.AddFlags(flags)
 	o.tls.AddServerFlags(flags)
 	o.peerTLS.AddPeerFlags(flags)
 	flagfile.AddConfigFlag(flags)
@@ -91,15 +99,20 @@ func newCommand() *cobra.Command {
 
 // run runs a frontend until ctx ends or its mirror can't go on.
 func run(ctx context.Context, o options) error {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("--log-level: %w", err)
+	logger, err := o.logging.New(os.Stderr)
+	if err != nil {
+		return err
 	}
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	config, err := o.config(logger)
 	if err != nil {
 		return err
 	}
+	traces, err := o.traces.Start("frontend", o.name, o.region, logger)
+	if err != nil {
+		return err
+	}
+	defer traces.Stop()
+	config.Tracer = traces.Tracer()
 	heap.Pace()
 	registry := observe.NewRegistry()
 	config.Registerer = registry
@@ -112,11 +125,18 @@ func run(ctx context.Context, o options) error {
 	}
 	defer server.Stop()
 	if o.metricsListen != "" {
-		metrics, err := observe.Start(o.metricsListen, registry, health(server), logger)
+		metrics, err := observe.Start(o.metricsListen, observe.Security{Files: o.tls, Insecure: o.insecure}, registry, health(server), logger)
 		if err != nil {
 			return err
 		}
 		defer metrics.Stop()
+	}
+	if o.pprofListen != "" {
+		profiles, err := observe.StartPprof(o.pprofListen, o.insecure, logger)
+		if err != nil {
+			return err
+		}
+		defer profiles.Stop()
 	}
 	select {
 	case <-ctx.Done():
@@ -160,11 +180,16 @@ func (o options) config(logger *slog.Logger) (c frontend.Config, err error) {
 	c.Mirror.ReadyAgeMax = o.readyMaxAge
 	c.Mirror.ScrubInterval = o.scrubInterval
 	c.Mirror.CheckpointBytesPerSecond, c.Mirror.BootstrapBytesPerSecond = o.checkpointRate, o.bootstrapRate
-	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-")); err != nil {
+	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-"), o.traces.Validate()); err != nil {
 		return c, err
 	}
 	if err := tlsfiles.RequireForListener(o.listen, o.tls, o.insecure); err != nil {
 		return c, fmt.Errorf("--listen: %w", err)
+	}
+	if o.metricsListen != "" {
+		if err := tlsfiles.RequireForListener(o.metricsListen, o.tls, o.insecure); err != nil {
+			return c, fmt.Errorf("--metrics-listen: %w", err)
+		}
 	}
 	if c.ServerCredentials, err = o.tls.Server(logger); err != nil {
 		return c, err
@@ -186,6 +211,7 @@ func health(server *frontend.Server) observe.Health {
 				return nil
 			}
 		},
-		NotReady: server.NotReady,
+		Ready: server.Checks,
+		Etcd:  &observe.EtcdHealth{Version: server.EtcdVersion(), Unhealthy: server.EtcdUnhealthy},
 	}
 }

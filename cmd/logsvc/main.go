@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,10 +19,14 @@ import (
 	"github.com/logmirror/logmirror/internal/flagfile"
 	"github.com/logmirror/logmirror/internal/heap"
 	"github.com/logmirror/logmirror/internal/observe"
+	"github.com/logmirror/logmirror/internal/observe/tracing/export"
+	"github.com/logmirror/logmirror/internal/timerslack"
 	"github.com/logmirror/logmirror/internal/tlsfiles"
 	"github.com/logmirror/logmirror/internal/version"
 	"github.com/logmirror/logmirror/logservice"
 )
+
+func init() { timerslack.Widen() }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -57,8 +62,10 @@ type options struct {
 	checkpointAge, checkpointTimeout, logTailAge time.Duration
 	metricsListen                                string
 	insecure                                     bool
-	logLevel                                     string
+	pprofListen                                  string
+	logging                                      observe.Logging
 	tls, peerTLS                                 tlsfiles.Files
+	traces                                       export.Flags
 }
 
 func newCommand() *cobra.Command {
@@ -70,7 +77,7 @@ func newCommand() *cobra.Command {
 			"or --join, where it was added by kvctl log member add. Later starts need neither.\n\n" +
 			"Exit codes: 0 ended by a signal; 1 failed; 3 this member was removed from the log.",
 		Args:          cobra.NoArgs,
-		Version:       version.String(),
+		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -101,8 +108,10 @@ func newCommand() *cobra.Command {
 	flags.Int64Var(&o.segmentBytes, "segment-bytes", segmentBytesDefault,
 		"size of a file of the log in `bytes`, of which two are reserved; the log is trimmed by whole files")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
-	flags.BoolVar(&o.insecure, "insecure", false, "serve an address that other machines reach without encryption")
-	flags.StringVar(&o.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
+	flags.StringVar(&o.pprofListen, "pprof-listen", "", "`address` to serve profiles on under /debug/pprof/, on loopback unless --insecure (default: none)")
+	o.logging.AddFlags(flags)
+	o.traces.AddFlags(flags)
 	o.tls.AddServerFlags(flags)
 	o.peerTLS.AddPeerFlags(flags)
 	flagfile.AddConfigFlag(flags)
@@ -111,15 +120,20 @@ func newCommand() *cobra.Command {
 
 // run runs a member until ctx ends or the member can't go on.
 func run(ctx context.Context, o options) error {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("--log-level: %w", err)
+	logger, err := o.logging.New(os.Stderr)
+	if err != nil {
+		return err
 	}
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	config, err := o.config(logger)
 	if err != nil {
 		return err
 	}
+	traces, err := o.traces.Start("logsvc", o.name, o.region, logger)
+	if err != nil {
+		return err
+	}
+	defer traces.Stop()
+	config.Tracer = traces.Tracer()
 	heap.Pace()
 	registry := observe.NewRegistry()
 	config.Registerer = prometheus.Registerer(registry)
@@ -142,11 +156,18 @@ func run(ctx context.Context, o options) error {
 	}
 	defer server.Stop()
 	if o.metricsListen != "" {
-		metrics, err := observe.Start(o.metricsListen, registry, health(server), logger)
+		metrics, err := observe.Start(o.metricsListen, observe.Security{Files: o.tls, Insecure: o.insecure}, registry, health(server), logger)
 		if err != nil {
 			return err
 		}
 		defer metrics.Stop()
+	}
+	if o.pprofListen != "" {
+		profiles, err := observe.StartPprof(o.pprofListen, o.insecure, logger)
+		if err != nil {
+			return err
+		}
+		defer profiles.Stop()
 	}
 	select {
 	case <-ctx.Done():
@@ -206,11 +227,16 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	if c.Publication, err = logservice.ParsePublication(o.publication); err != nil {
 		return c, fmt.Errorf("--publication: %w", err)
 	}
-	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-")); err != nil {
+	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-"), o.traces.Validate()); err != nil {
 		return c, err
 	}
 	if err := tlsfiles.RequireForListener(o.listen, o.tls, o.insecure); err != nil {
 		return c, fmt.Errorf("--listen: %w", err)
+	}
+	if o.metricsListen != "" {
+		if err := tlsfiles.RequireForListener(o.metricsListen, o.tls, o.insecure); err != nil {
+			return c, fmt.Errorf("--metrics-listen: %w", err)
+		}
 	}
 	if c.ServerCredentials, err = o.tls.Server(logger); err != nil {
 		return c, err
@@ -232,13 +258,13 @@ func health(server *logservice.Server) observe.Health {
 				return nil
 			}
 		},
-		NotReady: func() []string {
+		Ready: func() []observe.Check {
 			status := server.Status()
-			reasons := status.GetAlarms()
+			checks := []observe.Check{{Name: "alarms", Reason: strings.Join(status.GetAlarms(), "; ")}, {Name: "leader"}}
 			if status.GetLeaderId() == 0 {
-				reasons = append(reasons, "no leader is known")
+				checks[1].Reason = "no leader is known"
 			}
-			return reasons
+			return checks
 		},
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
@@ -32,9 +33,11 @@ func TestFlagsAreChecked(t *testing.T) {
 		{"--leader-policy=fixed", "leader policy"},
 		{"--publication=none", "publication"},
 		{"--log-level=loud", "--log-level"},
+		{"--log-format=xml", "--log-format"},
 		{"--segment-bytes=65535", "--segment-bytes 65535: must be between 65536 and 1073741824"},
 		{"--segment-bytes=1073741825", "--segment-bytes 1073741825: must be between"},
 		{"--listen=0.0.0.0:0", "--insecure"},
+		{"--metrics-listen=0.0.0.0:0", "--metrics-listen: listen address 0.0.0.0:0 can be reached from other machines"},
 		{"--listen=127.0.0.1:notaport", "--listen"},
 		{"--cert=x", "--key"},
 		{"--config=/nowhere.yaml", "/nowhere.yaml"},
@@ -72,6 +75,7 @@ func TestServesUntilCanceled(t *testing.T) {
 			done <- command.ExecuteContext(ctx)
 		}()
 		indexes = append(indexes, appendOne(t, address))
+		checkHealth(t, address)
 		cancel()
 		select {
 		case err := <-done:
@@ -84,6 +88,21 @@ func TestServesUntilCanceled(t *testing.T) {
 	}
 	if indexes[1] <= indexes[0] {
 		t.Errorf("entries at %v", indexes)
+	}
+}
+
+// checkHealth asks gRPC's health service for the member and for each of its services.
+func checkHealth(t *testing.T, address string) {
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, service := range []string{"", logv1.LogService_ServiceDesc.ServiceName, logv1.PeerService_ServiceDesc.ServiceName} {
+		told, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{Service: service})
+		if err != nil || told.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("health of %q: %v, %v", service, told, err)
+		}
 	}
 }
 

@@ -11,9 +11,9 @@
 //
 // A stream has no goroutine for writing. Streams with something to write stand in a queue, which a few workers serve;
 // they come with the work and go when there is none. A worker never blocks: gRPC takes a message without waiting when
-// nothing of the stream before it is unwritten, and of messages that are written together only up to writeBytes, well
-// within what it takes at once (64 KiB a stream). It says that a message is written by giving back its buffer; that puts
-// the stream into the queue again where more is to be written.
+// less than 64 KiB of the stream are unwritten, and those of one write before the last are within writeBytes. They are encoded
+// into one buffer. gRPC says that they are written by giving it back; that puts the stream into the queue again where
+// more is to be written.
 package delivery
 
 import (
@@ -29,11 +29,15 @@ import (
 	"github.com/logmirror/logmirror/watch"
 )
 
-// writeBytes is the size of the events from which on a stream's messages are not written together.
-const writeBytes = 16 << 10
+// writeBytes is the size from which on a stream's messages are not written together: what gRPC gives the kernel at once,
+// so that two writes make one system call of each.
+const writeBytes = 32 << 10
 
-// messageOverhead is what a message counts for beside its events.
-const messageOverhead = 64
+// messageOverhead and eventOverhead are the room for a message's header, and for what stands before each event.
+const (
+	messageOverhead = 96
+	eventOverhead   = 8
+)
 
 // Sender serves the streams of one frontend. The zero value is ready for use.
 type Sender struct {
@@ -42,18 +46,15 @@ type Sender struct {
 	head  int
 	// workers are the goroutines that serve the queue.
 	workers int
+
+	batches wire.Batches
 }
 
-// Encoder makes messages of a stream's responses. Each message is encoded before the next one is asked for.
+// Encoder makes messages of a stream's responses.
 type Encoder interface {
-	Encode(r *watch.Response) wire.Message
+	// AppendEncoded appends the encoded message.
+	AppendEncoded(b []byte, r *watch.Response) []byte
 }
-
-// EncoderFunc is an Encoder.
-type EncoderFunc func(r *watch.Response) wire.Message
-
-// Encode implements Encoder.
-func (f EncoderFunc) Encode(r *watch.Response) wire.Message { return f(r) }
 
 // Handler is what one API adds to the streams of watches.
 type Handler struct {
@@ -72,7 +73,9 @@ type Handler struct {
 // Serve serves a client's stream on the goroutine of its gRPC handler and returns why it has ended: an error of Request or of
 // the hub (watch.ErrClosed), one of gRPC, LostError, or that of the stream's context.
 func (d *Sender) Serve(stream grpc.ServerStream, hub *watch.Hub, h Handler) error {
-	s := &Stream{sender: d, grpc: stream, encoder: h.Encoder, failed: make(chan error, 1)}
+	s := &Stream{
+		sender: d, grpc: stream, encoder: h.Encoder, failed: make(chan error, 1), handle: h.Request, handled: make(chan error),
+	}
 	watches := hub.NewStream(watch.StreamOptions{FragmentBytes: h.FragmentBytes, Ready: s.wake})
 	s.mu.Lock()
 	s.watches = watches
@@ -81,7 +84,7 @@ func (d *Sender) Serve(stream grpc.ServerStream, hub *watch.Hub, h Handler) erro
 	defer s.close()
 	// A read blocks until the stream ends, which it only does when the handler returns: so reading has a goroutine of its
 	// own, which that return ends.
-	go s.read(stream.Context(), h.Request)
+	go s.read(stream.Context())
 	select {
 	case err := <-s.failed:
 		return err
@@ -113,6 +116,11 @@ type Stream struct {
 	encoder Encoder
 	failed  chan error
 
+	// handle takes the request that was read last, and its result is waited for before the next one is read.
+	handle  func(encoded []byte, watches *watch.Stream) error
+	handled chan error
+	request wire.Raw
+
 	// mu is taken under the hub's locks, and never held while anything is called.
 	mu      sync.Mutex
 	watches *watch.Stream
@@ -120,27 +128,26 @@ type Stream struct {
 	// woken: the hub has called since a worker last asked it. more: a worker has left something in taken, which comes
 	// before the hub is asked again.
 	woken, more bool
-	// written: gRPC has done the write that the worker is just handing over.
-	written bool
+	// done: gRPC has done the write that the worker is just handing over.
+	done bool
 
 	// sending is held while a worker takes and sends.
 	sending sync.Mutex
 	closed  bool
 	// taken is what was taken from the hub and not sent yet; only while the client is behind, or a worker is at it.
-	taken []watch.Response
+	taken *[]watch.Response
 	next  int
 }
 
 // read takes the client's requests one by one until there are no more, which ends nothing.
-func (s *Stream) read(ctx context.Context, handle func([]byte, *watch.Stream) error) {
+func (s *Stream) read(ctx context.Context) {
 	for {
 		// A client that does not read its answers is left to the transport's flow control.
 		if err := s.watches.Admit(ctx); err != nil {
 			s.fail(err)
 			return
 		}
-		var request wire.Raw
-		switch err := s.grpc.RecvMsg(&request); {
+		switch err := s.grpc.RecvMsg(&s.request); {
 		case errors.Is(err, io.EOF):
 			return
 		case err != nil:
@@ -148,13 +155,18 @@ func (s *Stream) read(ctx context.Context, handle func([]byte, *watch.Stream) er
 			return
 		}
 		// On another goroutine, because it needs stack, which this one would keep for as long as the stream lasts.
-		handled := make(chan error)
-		go func() { handled <- handle(request, s.watches) }()
-		if err := <-handled; err != nil {
+		go s.handleRequest()
+		if err := <-s.handled; err != nil {
 			s.fail(err)
 			return
 		}
 	}
+}
+
+func (s *Stream) handleRequest() {
+	request := s.request
+	s.request = nil
+	s.handled <- s.handle(request, s.watches)
 }
 
 // fail ends the stream, unless something else does already.
@@ -187,10 +199,10 @@ func (s *Stream) wake() {
 	}
 }
 
-// done notes that gRPC has written what it was given last. gRPC calls it.
-func (s *Stream) done() {
+// written notes that gRPC has written what it was given last. gRPC calls it.
+func (s *Stream) written() {
 	s.mu.Lock()
-	s.written = true
+	s.done = true
 	enqueue := s.phase == writing && (s.woken || s.more)
 	switch {
 	case enqueue:
@@ -250,7 +262,7 @@ const keptQueue = 4096
 // turn sends one write's worth and decides what comes next.
 func (s *Stream) turn() {
 	s.mu.Lock()
-	s.written = false
+	s.done = false
 	if !s.more {
 		s.woken = false // the hub is asked
 	}
@@ -261,7 +273,7 @@ func (s *Stream) turn() {
 	s.more = more
 	enqueue := false
 	switch {
-	case sent && !s.written:
+	case sent && !s.done:
 		s.phase = writing
 	case more || s.woken:
 		enqueue = true // phase stays queued
@@ -274,11 +286,11 @@ func (s *Stream) turn() {
 	}
 }
 
-// batches has slices for responses, which streams only need while they are served.
-var batches = sync.Pool{New: func() any { return new([]watch.Response) }}
+// responses has slices for responses, which streams only need while they are served.
+var responses = sync.Pool{New: func() any { return new([]watch.Response) }}
 
-// keptBatch bounds the slices that are kept.
-const keptBatch = 1024
+// keptResponses bounds the slices that are kept.
+const keptResponses = 1024
 
 // send hands the next messages to gRPC. It returns whether there were any, and whether more are known of.
 func (s *Stream) send(watches *watch.Stream) (sent, more bool) {
@@ -287,56 +299,53 @@ func (s *Stream) send(watches *watch.Stream) (sent, more bool) {
 	if s.closed || watches == nil {
 		return false, false
 	}
-	var batch *[]watch.Response
 	if s.taken == nil {
-		batch = batches.Get().(*[]watch.Response)
-		taken, err := watches.TakeAll((*batch)[:0])
-		s.taken, s.next = taken, 0
-		if err != nil {
+		s.taken, s.next = responses.Get().(*[]watch.Response), 0
+		var err error
+		if *s.taken, err = watches.TakeAll((*s.taken)[:0]); err != nil {
 			s.fail(err)
 		}
-		if len(taken) == 0 {
-			s.taken = nil
-			batches.Put(batch)
-			return false, false
-		}
 	}
-	bytes := 0
-	for !more && s.next < len(s.taken) {
-		r := &s.taken[s.next]
-		s.next++
-		bytes += messageOverhead
-		for _, event := range r.Events {
-			bytes += len(event)
-		}
-		message := s.encoder.Encode(r)
-		more = s.next < len(s.taken) && bytes >= writeBytes
-		if more || s.next == len(s.taken) {
-			message = tracked{message, s}
-		}
-		if err := s.grpc.SendMsg(message); err != nil {
-			s.fail(err)
-			s.closed, s.taken = true, nil
-			return false, false
-		}
+	if err := s.sendNext(); err != nil {
+		s.fail(err)
+		s.closed, s.taken = true, nil
+		return false, false
 	}
-	if s.next < len(s.taken) {
+	sent = s.next > 0
+	if s.next < len(*s.taken) {
 		return true, true
 	}
-	clear(s.taken)
-	if batch != nil && cap(s.taken) <= keptBatch {
-		*batch = s.taken
-		batches.Put(batch)
+	clear(*s.taken)
+	if cap(*s.taken) <= keptResponses {
+		responses.Put(s.taken)
 	}
 	s.taken = nil
-	return true, false
+	return sent, false
 }
 
-// tracked is the last message of a write.
-type tracked struct {
-	wire.Message
-	stream *Stream
+// sendNext hands one write's worth of what was taken to gRPC.
+func (s *Stream) sendNext() error {
+	rest := (*s.taken)[s.next:]
+	if len(rest) == 0 {
+		return nil
+	}
+	bytes := 0
+	for i := 0; i < len(rest) && bytes < writeBytes; i++ {
+		bytes += encodedBytes(&rest[i])
+	}
+	batch := s.sender.batches.New(bytes)
+	for i := 0; i < len(rest) && len(batch.Bytes()) < writeBytes; i++ {
+		batch.Add(s.encoder.AppendEncoded(batch.Bytes(), &rest[i]))
+		s.next++
+	}
+	return batch.Send(s.grpc, s.written)
 }
 
-// Written implements wire.Tracked.
-func (t tracked) Written() { t.stream.done() }
+// encodedBytes is about as large as a response's message, and hardly ever less.
+func encodedBytes(r *watch.Response) int {
+	bytes := messageOverhead + len(r.Reason)
+	for _, event := range r.Events {
+		bytes += eventOverhead + len(event)
+	}
+	return bytes
+}

@@ -7,11 +7,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/logmirror/logmirror/frontend/wire"
@@ -28,7 +30,7 @@ type fakeStream struct {
 
 	mu      sync.Mutex
 	sent    []string
-	undone  []wire.Tracked
+	undone  []mem.BufferSlice
 	instant bool // writes are done before SendMsg returns
 	broken  error
 	open    int // SendMsg calls under way
@@ -63,21 +65,27 @@ func (f *fakeStream) SendMsg(m any) error {
 	if f.broken != nil {
 		return f.broken
 	}
-	message := m.(wire.Message)
-	f.sent = append(f.sent, string(message.AppendEncoded(nil)))
-	if tracked, ok := m.(wire.Tracked); ok {
-		if len(f.undone) > 0 {
-			panic("a second write under way")
-		}
-		if f.instant {
-			tracked.Written()
-		} else {
-			f.undone = append(f.undone, tracked)
-		}
-	} else if len(f.undone) > 0 {
-		panic("a message behind a write under way")
+	message, err := codec.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	if n := len(f.undone); n > 0 && !follows(message, f.undone[n-1]) {
+		panic("a second write under way")
+	}
+	said, _, _ := strings.Cut(string(message.Materialize()), "\x00")
+	f.sent = append(f.sent, said)
+	if f.instant {
+		message.Free() // as if it were written before SendMsg returns
+	} else {
+		f.undone = append(f.undone, message)
 	}
 	return nil
+}
+
+// follows tells whether two messages stand one behind the other in the buffer of one write.
+func follows(message, before mem.BufferSlice) bool {
+	m, b := message[0].ReadOnlyData(), before[0].ReadOnlyData()
+	return cap(b) > len(b) && &b[:len(b)+1][len(b)] == &m[0]
 }
 
 // finish ends the write under way.
@@ -86,8 +94,8 @@ func (f *fakeStream) finish() bool {
 	undone := f.undone
 	f.undone = nil
 	f.mu.Unlock()
-	for _, u := range undone {
-		u.Written()
+	for _, message := range undone {
+		message.Free()
 	}
 	return len(undone) > 0
 }
@@ -124,15 +132,14 @@ func (f *fixture) put(key, value string) {
 	}})
 }
 
-// text is a message that says which revisions a response has: the first and the number of its events.
-type text string
+var codec = wire.NewCodec()
 
-func (t text) EncodedSize() int              { return len(t) }
-func (t text) AppendEncoded(b []byte) []byte { return append(b, t...) }
+// text encodes what a response is about, the first revision and the number of its events, and is as large as these.
+type text struct{}
 
-func encode(r *watch.Response) wire.Message {
+func (text) AppendEncoded(b []byte, r *watch.Response) []byte {
 	if len(r.Events) == 0 {
-		return text(fmt.Sprintf("%d: created %v canceled %v", r.WatchID, r.Created, r.Canceled))
+		return fmt.Appendf(b, "%d: created %v canceled %v", r.WatchID, r.Created, r.Canceled)
 	}
 	first := int64(0)
 	_, _, n := protowire.ConsumeTag(r.Events[0])
@@ -145,7 +152,11 @@ func encode(r *watch.Response) wire.Message {
 		}
 		kv = kv[n+protowire.ConsumeFieldValue(number, kind, kv[n:]):]
 	}
-	return text(fmt.Sprintf("%d: %d events from %d to %d", r.WatchID, len(r.Events), first, r.Revision))
+	b = fmt.Appendf(b, "%d: %d events from %d to %d\x00", r.WatchID, len(r.Events), first, r.Revision)
+	for _, event := range r.Events {
+		b = append(b, event...)
+	}
+	return b
 }
 
 func (f *fixture) serve(t *testing.T, stream *fakeStream, lost <-chan struct{}) <-chan error {
@@ -163,7 +174,7 @@ func (f *fixture) serve(t *testing.T, stream *fakeStream, lost <-chan struct{}) 
 				_, err := watches.Watch(watch.Request{Key: request})
 				return err
 			},
-			Encoder: EncoderFunc(encode), Lost: lost, LostError: errors.New("lost"),
+			Encoder: text{}, Lost: lost, LostError: errors.New("lost"),
 		})
 		stream.mu.Lock()
 		stream.ended = true

@@ -110,8 +110,11 @@ func newRangeAnswer(h *pb.ResponseHeader, result statemachine.RangeResult, keysO
 	return a
 }
 
-func (a *rangeAnswer) setHeader(h *pb.ResponseHeader) {
-	a.header, _ = proto.Marshal(h) // a message of integers cannot fail
+func (a *rangeAnswer) setHeader(h *pb.ResponseHeader) { a.header = encodedHeader(h) }
+
+func encodedHeader(h *pb.ResponseHeader) []byte {
+	encoded, _ := proto.Marshal(h) // a message of integers cannot fail
+	return encoded
 }
 
 // Field numbers of pb.RangeResponse and pb.RangeStreamResponse.

@@ -23,8 +23,8 @@
 // # Outcome of a failed write
 //
 // A write that was not applied and never will be fails with UNAVAILABLE ("etcdserver: no leader", or RESOURCE_EXHAUSTED
-// "etcdserver: too many requests" where the log is overloaded) and carries a google.rpc.ErrorInfo with the domain
-// "logmirror" and the reason NOT_APPLIED: it may be sent again. In a drained or fenced region the text of that UNAVAILABLE,
+// "etcdserver: too many requests" where the log is overloaded, with a google.rpc.RetryInfo that says when to come again) and
+// carries a google.rpc.ErrorInfo with the domain "logmirror" and the reason NOT_APPLIED: it may be sent again. In a drained or fenced region the text of that UNAVAILABLE,
 // and a logmirror.kv.v1.RegionRefusal beside it, name frontends of other regions to go to. A write whose outcome is not
 // known fails with DEADLINE_EXCEEDED or CANCELED when the caller's own deadline or cancellation ended the wait, else with
 // UNKNOWN, and carries the reason OUTCOME_UNKNOWN. UNKNOWN was chosen over etcd's own UNAVAILABLE ("request timed out")

@@ -58,8 +58,8 @@ func failure(err error) error {
 	}
 	for _, row := range table {
 		if errors.Is(err, row.err) {
-			if reason := serving.Outcome(err); reason != "" {
-				return serving.WithReason(row.status, reason)
+			if serving.Outcome(err) != "" {
+				return serving.WithOutcome(row.status, err)
 			}
 			return row.status
 		}

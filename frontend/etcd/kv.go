@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
+	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
@@ -58,6 +59,9 @@ func (s *kvServer) rangeAnswer(ctx context.Context, r *pb.RangeRequest) (any, er
 	}
 	defer view.Release()
 	command := rangeCommand(r)
+	if statemachine.Gatherable(command) {
+		return s.gatherRange(ctx, view, command)
+	}
 	command.KeysOnly = false // the answer is cut from what is encoded already
 	result, err := statemachine.EvaluateRange(view.Snapshot, command)
 	if err != nil {
@@ -65,6 +69,30 @@ func (s *kvServer) rangeAnswer(ctx context.Context, r *pb.RangeRequest) (any, er
 	}
 	return newRangeAnswer(tell(ctx, view.Facts()), result, r.GetKeysOnly()), nil
 }
+
+// gatherRange copies the key-values from where they are kept into the answer.
+func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *commandv1.Range) (any, error) {
+	answer := new(wire.Gathered)
+	answer.AppendElement(rangeHeaderField, encodedHeader(tell(ctx, view.Facts())))
+	visited := 0
+	count, more, err := statemachine.GatherRange(view.Snapshot, command, func(encoded []byte) bool {
+		answer.AppendElement(rangeKeyValuesField, wire.KeyValue(encoded, command.KeysOnly))
+		visited++
+		return visited%rangeCheckInterval != 0 || ctx.Err() == nil
+	})
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, failure(err)
+	}
+	answer.AppendVarint(rangeMoreField, wire.Bool(more))
+	answer.AppendVarint(rangeCountField, uint64(count))
+	return answer, nil
+}
+
+// rangeCheckInterval is the number of key-values after which a range looks whether its caller still waits.
+const rangeCheckInterval = 1024
 
 func (s *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
 	if err := checkPut(r); err != nil {

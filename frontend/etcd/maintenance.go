@@ -51,6 +51,17 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 	return response, nil
 }
 
+// Version is that of the etcd API that is served.
+func Version() string { return version.Version }
+
+// AlarmName is what etcd calls an alarm.
+func AlarmName(alarm statemachine.Alarm) string {
+	if alarm == statemachine.AlarmNoSpace {
+		return pb.AlarmType_NOSPACE.String()
+	}
+	return alarm.String()
+}
+
 // alarms returns the alarms of the cluster. They concern no single member; the answering frontend stands for all.
 func (s *maintenanceServer) alarms() []*pb.AlarmMember {
 	var members []*pb.AlarmMember

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -35,7 +36,7 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
 	handler := delivery.Handler{
 		Request:       requestWatch,
-		Encoder:       &watchEncoder{region: s.region, identity: s.region.Identity()},
+		Encoder:       newWatchEncoder(s.region),
 		FragmentBytes: s.region.Limits().MaxRequestBytes + serving.RequestOverheadBytes, // as etcd has it
 	}
 	if wantsLeader(stream.Context()) {
@@ -59,10 +60,32 @@ func watchEnd(ctx context.Context, cause error) error {
 	}
 }
 
+// watchCreation is a request to be decoded into again and again: clients open watches by the ten thousand.
+type watchCreation struct {
+	request pb.WatchRequest
+	union   pb.WatchRequest_CreateRequest
+	create  pb.WatchCreateRequest
+}
+
+var watchCreations = sync.Pool{New: func() any { return new(watchCreation) }}
+
+// createRequestField is the field of pb.WatchRequest that asks for a watch.
+const createRequestField protowire.Number = 1
+
 // requestWatch carries one request to the hub.
 func requestWatch(encoded []byte, watches *watch.Stream) error {
-	request := new(pb.WatchRequest)
-	if err := proto.Unmarshal(encoded, request); err != nil {
+	var request *pb.WatchRequest
+	if field, _, _ := protowire.ConsumeTag(encoded); field == createRequestField {
+		creation := watchCreations.Get().(*watchCreation)
+		defer watchCreations.Put(creation)
+		creation.request.Reset()
+		creation.create.Reset()
+		creation.union.CreateRequest, creation.request.RequestUnion = &creation.create, &creation.union
+		request = &creation.request
+	} else {
+		request = new(pb.WatchRequest)
+	}
+	if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(encoded, request); err != nil {
 		return status.Errorf(codes.Internal, "watch request cannot be decoded: %v", err)
 	}
 	switch r := request.GetRequestUnion().(type) {
@@ -100,47 +123,20 @@ func watchRequest(r *pb.WatchCreateRequest) watch.Request {
 	return request
 }
 
-// watchEncoder makes the answers of one stream, one at a time.
+// watchEncoder encodes each response as a pb.WatchResponse. What a stream is told at one time has one header.
 type watchEncoder struct {
-	region *serving.Region
 	// identity does not change during a stream: the end of an incarnation ends its streams.
 	identity mirror.Identity
-	answer   watchAnswer
+	term     func() uint64
+
+	// header is the encoded field for a term and a revision.
+	header         []byte
+	headerTerm     uint64
+	headerRevision int64
 }
 
-// Encode implements delivery.Encoder.
-func (e *watchEncoder) Encode(r *watch.Response) wire.Message {
-	e.answer = newWatchAnswer(serving.Facts{Identity: e.identity, Term: e.region.Term(), Revision: r.Revision}, r)
-	return &e.answer
-}
-
-// watchAnswer is a pb.WatchResponse whose events are encoded already.
-type watchAnswer struct {
-	clusterID, memberID, term uint64
-	revision                  int64
-	watchID                   int64
-	compactRevision           int64
-	cancelReason              string
-	events                    [][]byte
-	created                   bool
-	canceled                  bool
-	fragment                  bool
-}
-
-func newWatchAnswer(facts serving.Facts, r *watch.Response) watchAnswer {
-	return watchAnswer{
-		clusterID:       facts.Identity.ClusterID,
-		memberID:        facts.Identity.FrontendID,
-		term:            facts.Term,
-		revision:        facts.Revision,
-		watchID:         r.WatchID,
-		compactRevision: r.CompactRevision,
-		cancelReason:    cancelReason(r),
-		events:          r.Events,
-		created:         r.Created,
-		canceled:        r.Canceled,
-		fragment:        r.Fragment,
-	}
+func newWatchEncoder(region *serving.Region) *watchEncoder {
+	return &watchEncoder{identity: region.Identity(), term: region.Term}
 }
 
 // cancelReason says it in etcd's words where etcd has them: clients compare the text.
@@ -182,48 +178,36 @@ const (
 	headerTermField      protowire.Number = 4
 )
 
-func (a *watchAnswer) headerSize() int {
-	return wire.SizeVarint(headerClusterIDField, a.clusterID) +
-		wire.SizeVarint(headerMemberIDField, a.memberID) +
-		wire.SizeVarint(headerRevisionField, uint64(a.revision)) +
-		wire.SizeVarint(headerTermField, a.term)
-}
-
-func (a *watchAnswer) appendHeader(b []byte) []byte {
-	b = protowire.AppendTag(b, watchHeaderField, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(a.headerSize()))
-	b = wire.AppendVarint(b, headerClusterIDField, a.clusterID)
-	b = wire.AppendVarint(b, headerMemberIDField, a.memberID)
-	b = wire.AppendVarint(b, headerRevisionField, uint64(a.revision))
-	return wire.AppendVarint(b, headerTermField, a.term)
-}
-
-// EncodedSize implements wire.Message.
-func (a *watchAnswer) EncodedSize() int {
-	size := protowire.SizeTag(watchHeaderField) + protowire.SizeBytes(a.headerSize()) +
-		wire.SizeVarint(watchIDField, uint64(a.watchID)) +
-		wire.SizeVarint(watchCreatedField, wire.Bool(a.created)) +
-		wire.SizeVarint(watchCanceledField, wire.Bool(a.canceled)) +
-		wire.SizeVarint(watchCompactRevisionField, uint64(a.compactRevision)) +
-		wire.SizeString(watchCancelReasonField, a.cancelReason) +
-		wire.SizeVarint(watchFragmentField, wire.Bool(a.fragment))
-	for _, event := range a.events {
-		size += wire.SizeElement(watchEventsField, event)
-	}
-	return size
-}
-
-// AppendEncoded implements wire.Message.
-func (a *watchAnswer) AppendEncoded(b []byte) []byte {
-	b = a.appendHeader(b)
-	b = wire.AppendVarint(b, watchIDField, uint64(a.watchID))
-	b = wire.AppendVarint(b, watchCreatedField, wire.Bool(a.created))
-	b = wire.AppendVarint(b, watchCanceledField, wire.Bool(a.canceled))
-	b = wire.AppendVarint(b, watchCompactRevisionField, uint64(a.compactRevision))
-	b = wire.AppendString(b, watchCancelReasonField, a.cancelReason)
-	b = wire.AppendVarint(b, watchFragmentField, wire.Bool(a.fragment))
-	for _, event := range a.events {
+// AppendEncoded implements delivery.Encoder.
+func (e *watchEncoder) AppendEncoded(b []byte, r *watch.Response) []byte {
+	b = append(b, e.headerAt(r.Revision)...)
+	b = wire.AppendVarint(b, watchIDField, uint64(r.WatchID))
+	b = wire.AppendVarint(b, watchCreatedField, wire.Bool(r.Created))
+	b = wire.AppendVarint(b, watchCanceledField, wire.Bool(r.Canceled))
+	b = wire.AppendVarint(b, watchCompactRevisionField, uint64(r.CompactRevision))
+	b = wire.AppendString(b, watchCancelReasonField, cancelReason(r))
+	b = wire.AppendVarint(b, watchFragmentField, wire.Bool(r.Fragment))
+	for _, event := range r.Events {
 		b = wire.AppendElement(b, watchEventsField, event)
 	}
 	return b
+}
+
+// headerAt returns the encoded header field of a response.
+func (e *watchEncoder) headerAt(revision int64) []byte {
+	term := e.term()
+	if e.header == nil || term != e.headerTerm || revision != e.headerRevision {
+		e.headerTerm, e.headerRevision = term, revision
+		size := wire.SizeVarint(headerClusterIDField, e.identity.ClusterID) +
+			wire.SizeVarint(headerMemberIDField, e.identity.FrontendID) +
+			wire.SizeVarint(headerRevisionField, uint64(revision)) +
+			wire.SizeVarint(headerTermField, term)
+		b := protowire.AppendTag(e.header[:0], watchHeaderField, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(size))
+		b = wire.AppendVarint(b, headerClusterIDField, e.identity.ClusterID)
+		b = wire.AppendVarint(b, headerMemberIDField, e.identity.FrontendID)
+		b = wire.AppendVarint(b, headerRevisionField, uint64(revision))
+		e.header = wire.AppendVarint(b, headerTermField, term)
+	}
+	return e.header
 }

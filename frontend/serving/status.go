@@ -91,6 +91,11 @@ func Status(err error, prefix string) error {
 	if _, isStatus := status.FromError(err); isStatus {
 		converted = err
 	}
+	return WithOutcome(converted, err)
+}
+
+// WithOutcome adds to a status what err tells of the outcome of a write, and of when and where to go on.
+func WithOutcome(converted, err error) error {
 	var details []protoadapt.MessageV1
 	if errors.Is(err, mirror.ErrOverloaded) {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})

@@ -23,14 +23,6 @@ type Message interface {
 	AppendEncoded(b []byte) []byte
 }
 
-// Tracked is a Message whose sender wants to know when it is out of gRPC's hands.
-type Tracked interface {
-	Message
-	// Written is called once, when the message was written to the connection or dropped with its stream. It must not
-	// block: it may be called inside gRPC's locks, and before the call that sends the message returns.
-	Written()
-}
-
 // Codec is a grpc codec under the name of protobuf; make one per server.
 type Codec struct {
 	fallback encoding.CodecV2
@@ -57,52 +49,26 @@ func (c *Codec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // Marshal encodes a Message into a buffer of the codec's own, which comes back when gRPC has written it.
 func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
+	if e, ok := v.(*encoded); ok {
+		return e.data, nil
+	}
+	if gathered, ok := v.(*Gathered); ok {
+		return gathered.take(), nil
+	}
 	message, ok := v.(Message)
 	if !ok {
 		return c.fallback.Marshal(v)
 	}
 	size := message.EncodedSize()
-	if tracked, ok := v.(Tracked); ok {
-		return c.marshalTracked(tracked, size)
-	}
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		return mem.BufferSlice{mem.SliceBuffer(message.AppendEncoded(make([]byte, 0, size)))}, nil
 	}
 	buffer := c.buffers.Get(size)
-	encoded := message.AppendEncoded((*buffer)[:0])
-	if len(encoded) != size {
+	if n := len(message.AppendEncoded((*buffer)[:0])); n != size {
 		c.buffers.Put(buffer)
-		return nil, fmt.Errorf("%T encoded into %d bytes, had announced %d", v, len(encoded), size)
+		return nil, fmt.Errorf("%T encoded into %d bytes, had announced %d", v, n, size)
 	}
 	return mem.BufferSlice{mem.NewBuffer(buffer, &c.buffers)}, nil
-}
-
-// marshalTracked uses a buffer that gRPC counts references to, which it does above a certain size only.
-func (c *Codec) marshalTracked(message Tracked, size int) (mem.BufferSlice, error) {
-	const counted = 2 << smallestBits
-	buffer := c.buffers.Get(max(size, counted))
-	encoded := message.AppendEncoded((*buffer)[:0])
-	if len(encoded) != size {
-		c.buffers.Put(buffer)
-		return nil, fmt.Errorf("%T encoded into %d bytes, had announced %d", message, len(encoded), size)
-	}
-	*buffer = encoded
-	return mem.BufferSlice{mem.NewBuffer(buffer, &trackedBuffer{&c.buffers, message})}, nil
-}
-
-// trackedBuffer takes back the buffer of one message.
-type trackedBuffer struct {
-	pool    *pool
-	message Tracked
-}
-
-// Get is not called: gRPC only gives back.
-func (t *trackedBuffer) Get(length int) *[]byte { return t.pool.Get(length) }
-
-// Put is called when gRPC has no more use for the message.
-func (t *trackedBuffer) Put(buffer *[]byte) {
-	t.pool.Put(buffer)
-	t.message.Written()
 }
 
 // Sizes of pooled buffers are powers of two in these bounds; what is larger is left to the garbage collector.

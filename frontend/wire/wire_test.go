@@ -94,3 +94,81 @@ func TestKeyValueWithoutItsValue(t *testing.T) {
 		t.Fatal("the shared encoding was changed")
 	}
 }
+
+// FuzzKeyValue cuts the value out of arbitrary bytes. Of what protobuf reads as a key-value all else stays.
+func FuzzKeyValue(f *testing.F) {
+	whole, err := proto.Marshal(&kvv1.KeyValue{Key: []byte("key"), Value: []byte("value"), ModRevision: 7, Version: 3, Lease: -4})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add(whole[:len(whole)-2])
+	f.Add([]byte{0x2a, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Add([]byte{0x2b, 0x2a, 0x01, 0x00, 0x2c})
+	f.Fuzz(func(t *testing.T, encoded []byte) {
+		before := bytes.Clone(encoded)
+		if same := KeyValue(encoded, false); !bytes.Equal(same, before) {
+			t.Errorf("all of %x is %x", before, same)
+		}
+		cut := KeyValue(encoded, true)
+		if !bytes.Equal(encoded, before) {
+			t.Fatal("the shared encoding was changed")
+		}
+		want, got := new(kvv1.KeyValue), new(kvv1.KeyValue)
+		if proto.Unmarshal(encoded, want) != nil {
+			return
+		}
+		if want.Value = nil; proto.Unmarshal(cut, got) != nil || !bytes.Equal(got.Key, want.Key) || len(got.Value) > 0 ||
+			got.ModRevision != want.ModRevision || got.Version != want.Version || got.Lease != want.Lease {
+			t.Errorf("%x without its value is %v, want %v", encoded, got, want)
+		}
+	})
+}
+
+// Messages of every size come out as protobuf has them, over however many buffers.
+func TestGatheredIsPlainProtobuf(t *testing.T) {
+	codec := NewCodec()
+	for _, bytesEach := range []int{0, 1, 100, 4090, 4095, 70_000} {
+		for _, elements := range []int{0, 1, 3, 500} {
+			gathered, whole := new(Gathered), []byte(nil)
+			for i := range elements {
+				element := bytes.Repeat([]byte{byte(i)}, bytesEach)
+				gathered.AppendElement(2, element)
+				whole = AppendElement(whole, 2, element)
+			}
+			gathered.AppendVarint(3, 0)
+			gathered.AppendVarint(4, 1<<40)
+			whole = AppendVarint(whole, 4, 1<<40)
+			if gathered.Bytes() != len(whole) {
+				t.Errorf("%d elements of %d: counted %d bytes, are %d", elements, bytesEach, gathered.Bytes(), len(whole))
+			}
+			data, err := codec.Marshal(gathered)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(data.Materialize(), whole) {
+				t.Errorf("%d elements of %d were not encoded as protobuf does", elements, bytesEach)
+			}
+			data.Free()
+		}
+	}
+}
+
+// A range of 1,000 key-values of 256 bytes costs an allocation for each buffer's handle, and none for a key-value.
+func TestGatheredAllocations(t *testing.T) {
+	codec, element := NewCodec(), make([]byte, 280)
+	got := testing.AllocsPerRun(100, func() {
+		gathered := new(Gathered)
+		for range 1000 {
+			gathered.AppendElement(2, element)
+		}
+		data, err := codec.Marshal(gathered)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data.Free()
+	})
+	if got > 20 {
+		t.Errorf("%v allocations", got)
+	}
+}

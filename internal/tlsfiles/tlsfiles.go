@@ -1,4 +1,4 @@
-// Package tlsfiles makes gRPC transport credentials from certificate files.
+// Package tlsfiles makes TLS configurations, and gRPC transport credentials, from certificate files.
 //
 // Certificates and authorities are read again when their files change, at most once a second, so that they can be
 // renewed without a restart; a change that cannot be read is logged and the last good one stays in use. TLS 1.3 is the
@@ -64,20 +64,34 @@ func RequireForListener(address string, files Files, insecure bool) error {
 	if insecure || files.Certificate != "" {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return fmt.Errorf("listen address %q: %w", address, err)
-	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	if host == "localhost" || (ip != nil && ip.IsLoopback()) {
-		return nil
+	if loopback, err := Loopback(address); loopback || err != nil {
+		return err
 	}
 	return fmt.Errorf("listen address %s can be reached from other machines: give certificates, or --insecure to serve "+
 		"without encryption", address)
 }
 
-// Server returns credentials for a listener; nil for empty files.
+// Loopback tells whether a listener's address is one that only this machine reaches.
+func Loopback(address string) (bool, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, fmt.Errorf("listen address %q: %w", address, err)
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || (ip != nil && ip.IsLoopback()), nil
+}
+
+// Server returns credentials for a gRPC listener; nil for empty files.
 func (f Files) Server(logger *slog.Logger) (credentials.TransportCredentials, error) {
+	config, err := f.ServerConfig(logger, "h2")
+	if config == nil || err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(config), nil
+}
+
+// ServerConfig returns the configuration of a listener that speaks these protocols (ALPN); nil for empty files.
+func (f Files) ServerConfig(logger *slog.Logger, protocols ...string) (*tls.Config, error) {
 	if f.Empty() {
 		return nil, nil
 	}
@@ -88,14 +102,14 @@ func (f Files) Server(logger *slog.Logger) (credentials.TransportCredentials, er
 	if err != nil {
 		return nil, err
 	}
-	return credentials.NewTLS(&tls.Config{
+	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		NextProtos: []string{"h2"},
+		NextProtos: protocols,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			pair, authority := loader.current()
 			config := &tls.Config{
 				MinVersion:   tls.VersionTLS13,
-				NextProtos:   []string{"h2"},
+				NextProtos:   protocols,
 				Certificates: []tls.Certificate{*pair},
 			}
 			if authority != nil {
@@ -108,11 +122,20 @@ func (f Files) Server(logger *slog.Logger) (credentials.TransportCredentials, er
 			pair, _ := loader.current()
 			return pair, nil
 		},
-	}), nil
+	}, nil
 }
 
-// Client returns credentials for dialing; nil for empty files. The server's name is that of the dialed address.
+// Client returns credentials for gRPC's dialing; nil for empty files. The server's name is that of the dialed address.
 func (f Files) Client(logger *slog.Logger) (credentials.TransportCredentials, error) {
+	config, err := f.ClientConfig(logger)
+	if config == nil || err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(config), nil
+}
+
+// ClientConfig returns the configuration for dialing; nil for empty files.
+func (f Files) ClientConfig(logger *slog.Logger) (*tls.Config, error) {
 	if f.Empty() {
 		return nil, nil
 	}
@@ -137,7 +160,7 @@ func (f Files) Client(logger *slog.Logger) (credentials.TransportCredentials, er
 			return verifyServer(state, authority)
 		}
 	}
-	return credentials.NewTLS(config), nil
+	return config, nil
 }
 
 func verifyServer(state tls.ConnectionState, authority *x509.CertPool) error {

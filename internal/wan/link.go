@@ -97,6 +97,14 @@ func (l *link) close() {
 	clear(l.flows)
 }
 
+func (l *link) state() LinkState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return LinkState{
+		From: l.from, To: l.to, Delay: l.delay, LossProbability: l.lossProbability, Cut: l.cut, SentBytes: l.sentBytes,
+	}
+}
+
 func (l *link) traffic() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()

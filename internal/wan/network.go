@@ -251,6 +251,31 @@ func (n *Network) linksOf(region string) []*link {
 // Traffic returns how many bytes have been sent from one region to another, or within one, since the start.
 func (n *Network) Traffic(from, to string) (bytes uint64) { return n.link(from, to).traffic() }
 
+// LinkState is the state of one direction between two regions.
+type LinkState struct {
+	From, To        string
+	Delay           time.Duration // of this direction
+	LossProbability float64       // of one packet
+	Cut             bool
+	SentBytes       uint64 // since the start, also what a cut holds back
+}
+
+// Links returns the state of every direction between two regions, sorted by names.
+func (n *Network) Links() []LinkState {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	names := slices.Sorted(maps.Keys(n.regions))
+	var states []LinkState
+	for _, from := range names {
+		for _, to := range names {
+			if from != to {
+				states = append(states, n.linkLocked(from, to).state())
+			}
+		}
+	}
+	return states
+}
+
 // Regions returns the names of all regions named so far, sorted.
 func (n *Network) Regions() []string {
 	n.mu.Lock()

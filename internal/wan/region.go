@@ -40,8 +40,15 @@ func (r *Region) Listen(address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// Dial connects to an address that was given to Listen, in this region or another. An address that was never
-// listened on counts as one of this region. Nobody listening is syscall.ECONNREFUSED inside the error, one round
+// Own says that an address at which another process listens is in this region. It has no use in memory.
+func (r *Region) Own(address string) {
+	r.network.mu.Lock()
+	defer r.network.mu.Unlock()
+	r.network.owners[address] = r.name
+}
+
+// Dial connects to an address that was given to Listen or Own, in this region or another. An address that was
+// given to neither counts as one of this region. Nobody listening is syscall.ECONNREFUSED inside the error, one round
 // trip later; over a cut link Dial waits until ctx ends.
 func (r *Region) Dial(ctx context.Context, address string) (net.Conn, error) {
 	n := r.network

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,6 +117,8 @@ type Keeper struct {
 	running sync.WaitGroup
 	// sooner wakes the goroutine that keeps the time when a deadline may have come nearer.
 	sooner chan struct{}
+	// propose begins proposals, whose outcomes adoptionDecided and expiryDecided take. It is called under mu and must not wait.
+	propose func(adopt []int64, expire []expiry)
 
 	mu     sync.Mutex
 	core   *core
@@ -134,6 +138,15 @@ type Keeper struct {
 // New starts a keeper. It is called before the first entry that it is to tell of is applied. The caller closes
 // it.
 func New(config Config) *Keeper {
+	k := newKeeper(config)
+	k.propose = k.proposeAll
+	k.running.Add(1)
+	go k.keepTime()
+	return k
+}
+
+// newKeeper makes a keeper without goroutines.
+func newKeeper(config Config) *Keeper {
 	config = config.withDefaults()
 	k := &Keeper{
 		config: config,
@@ -145,8 +158,6 @@ func New(config Config) *Keeper {
 	}
 	k.context, k.cancel = context.WithCancel(context.Background())
 	k.metrics = newMetrics(k)
-	k.running.Add(1)
-	go k.keepTime()
 	return k
 }
 
@@ -174,14 +185,7 @@ func (k *Keeper) moment() moment {
 func (k *Keeper) step(e event) effects {
 	done := k.core.step(e, k.moment())
 	if !k.closed {
-		for _, id := range done.adopt {
-			k.running.Add(1)
-			go k.proposeAdoption(id)
-		}
-		for _, x := range done.expire {
-			k.running.Add(1)
-			go k.proposeExpiry(x)
-		}
+		k.propose(done.adopt, done.expire)
 	}
 	if at, ok := k.core.next(); ok && (!k.alarmSet || at < k.alarm) {
 		k.alarm, k.alarmSet = at, true
@@ -274,12 +278,12 @@ func (k *Keeper) giveUpOthers() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	session, looked := k.moment().session, 0
-	for id := range k.core.records {
+	for _, id := range slices.Sorted(maps.Keys(k.core.records)) {
 		if in, ok := k.config.Leases.Lease(id); !ok || in.Owner != session {
 			k.step(event{kind: eventChanged, change: change{kind: changeLost, id: id}})
 		}
 		if looked++; looked%resumePageSize == 0 {
-			// A record that comes or goes while the map is walked may be met or not; it is right already.
+			// A record that comes meanwhile is right already, and one that has gone is gone.
 			k.mu.Unlock()
 			k.mu.Lock()
 			session = k.moment().session
@@ -440,11 +444,38 @@ func (k *Keeper) owns(in lease.Info) bool {
 	return in.Owner != 0 && in.Owner == k.moment().session
 }
 
-func (k *Keeper) proposeAdoption(id int64) {
-	defer k.running.Done()
-	o := k.propose(&commandv1.Command{Operation: &commandv1.Command_LeaseAdopt{
-		LeaseAdopt: &commandv1.LeaseAdopt{Id: id},
-	}})
+// proposeAll makes proposals, each on a goroutine of its own.
+func (k *Keeper) proposeAll(adopt []int64, expire []expiry) {
+	k.running.Add(len(adopt) + len(expire))
+	for _, id := range adopt {
+		go func() {
+			defer k.running.Done()
+			k.adoptionDecided(id, k.ask(adoption(id)))
+		}()
+	}
+	for _, x := range expire {
+		go func() {
+			defer k.running.Done()
+			o := k.ask(x.command())
+			if o == outcomeUnknown {
+				k.config.Logger.Debug("the end of a lease is not decided yet", "lease", x.id)
+			}
+			k.expiryDecided(x, o)
+		}()
+	}
+}
+
+func adoption(id int64) *commandv1.Command {
+	return &commandv1.Command{Operation: &commandv1.Command_LeaseAdopt{LeaseAdopt: &commandv1.LeaseAdopt{Id: id}}}
+}
+
+func (x expiry) command() *commandv1.Command {
+	return &commandv1.Command{Operation: &commandv1.Command_LeaseExpire{
+		LeaseExpire: &commandv1.LeaseExpire{Id: x.id, OwnerIndex: x.ownerIndex},
+	}}
+}
+
+func (k *Keeper) adoptionDecided(id int64, o outcome) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if in, ok := k.config.Leases.Lease(id); ok && o == outcomeApplied {
@@ -453,21 +484,14 @@ func (k *Keeper) proposeAdoption(id int64) {
 	k.step(event{kind: eventAdoptDecided, id: id, outcome: o})
 }
 
-func (k *Keeper) proposeExpiry(x expiry) {
-	defer k.running.Done()
-	o := k.propose(&commandv1.Command{Operation: &commandv1.Command_LeaseExpire{
-		LeaseExpire: &commandv1.LeaseExpire{Id: x.id, OwnerIndex: x.ownerIndex},
-	}})
-	if o == outcomeUnknown {
-		k.config.Logger.Debug("the end of a lease is not decided yet", "lease", x.id)
-	}
+func (k *Keeper) expiryDecided(x expiry, o outcome) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.step(event{kind: eventExpireDecided, id: x.id, ownerIndex: x.ownerIndex, outcome: o})
 }
 
-// propose makes one proposal and waits for what became of it.
-func (k *Keeper) propose(c *commandv1.Command) outcome {
+// ask makes one proposal and waits for what became of it.
+func (k *Keeper) ask(c *commandv1.Command) outcome {
 	ctx, cancel := context.WithTimeout(k.context, k.config.ProposalTimeout)
 	defer cancel()
 	r, err := k.config.Mirror.Propose(ctx, c)

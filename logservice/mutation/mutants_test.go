@@ -39,7 +39,9 @@ var mutants = []mutant{
 	{name: "unapplied-change-ignored", rule: "publication, rule 4: a change that is not applied is ignored", profile: "configurations", within: 100,
 		patches: []patch{{"publication.go", `m.confChanges[0] <= index {`, `m.confChanges[0] <= index && !mutant("unapplied-change-ignored") {`}}},
 	{name: "restart-forgets-changes", rule: "publication, rule 4: a restarted member does not look for changes in its log", profile: "crashes",
-		within:  100,
+		within: 100,
+		hidden: "a member applies what its disk says is committed before it hears anybody; then at most one change lies above, since " +
+			"the next one brings the commit of the one before, and neighbouring configurations have common voters in all majorities",
 		patches: []patch{{"core.go", `next <= m.log.last; {`, `next <= m.log.last && !mutant("restart-forgets-changes"); {`}}},
 	{name: "restart-publishes-all", rule: "a restarted member begins with all that is on its disk", profile: "crashes", within: 50,
 		patches: []patch{{"entrylog.go", `published: hard.Commit}`, `published: mutantIndex("restart-publishes-all", hard.Commit, last)}`}}},
@@ -49,6 +51,13 @@ var mutants = []mutant{
 		patches: []patch{
 			{"publication.go", `if response.GetReject() || `, `if response.GetReject() && !mutant("rejections-as-acks") || `},
 			{"groups.go", "if response.GetReject() {\n\t\treturn acks", "if response.GetReject() && !mutant(\"rejections-as-acks\") {\n\t\treturn acks"}}},
+	{name: "acks-of-the-end", rule: "acks of the end of the log on disk in place of the match index (with a raft that probes without entries)",
+		also: []string{"probes-are-empty"}, profile: "split votes", within: 100,
+		patches: []patch{
+			{"publication.go", `MatchIndex: response.GetIndex()}`,
+				`MatchIndex: mutantIndex("acks-of-the-end", response.GetIndex(), max(response.GetIndex(), m.log.stable))}`},
+			{"publication.go", `if id != target {`, `if id != target || mutant("acks-of-the-end") {`},
+			{"messages.go", `proto.Marshal(message)`, `proto.Marshal(mutantProbe(m, message))`}}},
 	{name: "cut-within-a-group", rule: "a group holds entries and those that replace them", profile: "split votes", within: 300,
 		patches: []patch{{"groups.go", `if last != 0 && entries[0].GetIndex() <= last {`,
 			`if last != 0 && entries[0].GetIndex() <= last && !mutant("cut-within-a-group") {`}}},
@@ -56,6 +65,9 @@ var mutants = []mutant{
 		within: 100, patches: []patch{{"groups.go", `min(group.Entries[n-1].Index, m.uncutIndex())`,
 			`mutantIndex("stable-counts-replaced", min(group.Entries[n-1].Index, m.uncutIndex()), group.Entries[n-1].Index)`}}},
 	{name: "vote-before-sync", rule: "votes leave before the sync", profile: "crashes", within: 20},
+	{name: "request-before-sync", rule: "a candidate asks for votes before its own is durable", profile: "configurations", within: 20,
+		patches: []patch{{"messages.go", `message.GetType() == raftpb.MsgVote {`,
+			`message.GetType() == raftpb.MsgVote && !mutant("request-before-sync") {`}}},
 	{name: "commit-not-durable", rule: "a configuration change is applied before its commit is durable", profile: "configurations", within: 20,
 		hidden:  "with groups written in order, whatever a member writes after it has applied the change lies behind the commit",
 		patches: []patch{{"groups.go", `m.groups.written < next.after {`, `m.groups.written < next.after && !mutant("commit-not-durable") {`}}},
@@ -114,6 +126,10 @@ var mutants = []mutant{
 			`for index := mutantIndex("log-time-from-published", m.log.last, m.log.published); index >`}}},
 	{name: "log-time-unbounded", rule: "log time: advances without a bound", profile: "everything", within: 100,
 		patches: []patch{{"logtime.go", `min(elapsed, MaxLogTimeAdvance)`, `mutantElapsed(elapsed)`}}},
+
+	{name: "late-additions", rule: "membership: an addition counts whatever configuration it was asked under", profile: "membership", within: 100,
+		patches: []patch{{"members.go", `if confIndex != m.record.confIndex {`,
+			`if confIndex != m.record.confIndex && !mutant("late-additions") {`}}},
 
 	{name: "trim-not-held", rule: "trimming: below a sealed checkpoint that the member does not hold", profile: "checkpoints", within: 50,
 		patches: []patch{{"trim.go", `m.checkpoints.held[s.name] {`, `(m.checkpoints.held[s.name] || mutant("trim-not-held")) {`}}},

@@ -21,5 +21,5 @@
 // Append, Trim, Reset, Install and Close may be called from any goroutine and take turns. Entries, Term, Digest and the
 // other readers may run beside them and never wait for the disk of a writer.
 //
-// Verify and Dump look at a log that nobody has open.
+// Verify, Dump and OpenReadOnly look at a log that nobody has open.
 package segment

@@ -157,9 +157,30 @@ func dumpSegment(s *segmentFile, end int64, visit func(DumpRecord) error) error 
 	return err
 }
 
+// ErrReadOnly is returned by what would change a log that OpenReadOnly has opened.
+var ErrReadOnly = errors.New("segment: the log is open for reading only")
+
+// OpenReadOnly opens a log that nobody has open, checks all of it as Open does, and changes nothing but the lock file. What
+// it holds beyond what was acknowledged may not be durable. Close gives it back.
+func OpenReadOnly(fsys disk.FS, dir string) (*Log, error) {
+	l, closeLog, err := openOffline(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	replaced, err := l.load()
+	for _, s := range replaced {
+		err = errors.Join(err, s.release())
+	}
+	if err != nil {
+		return nil, errors.Join(err, closeLog())
+	}
+	l.failure = ErrReadOnly
+	return l, nil
+}
+
 // openOffline locks a log that is there, without reading it.
 func openOffline(fsys disk.FS, dir string) (l *Log, closeLog func() error, err error) {
-	l = &Log{fs: fsys, dir: dir}
+	l = &Log{fs: fsys, dir: dir, writer: make(chan struct{}, 1)}
 	l.options.setDefaults()
 	sequences, err := l.listSegments()
 	if err != nil {
@@ -172,6 +193,7 @@ func openOffline(fsys disk.FS, dir string) (l *Log, closeLog func() error, err e
 	if err != nil {
 		return nil, nil, fmt.Errorf("segment: %w", err)
 	}
+	l.lock = lock
 	return l, func() error {
 		var errs []error
 		for _, s := range l.segments {

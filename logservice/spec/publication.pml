@@ -10,10 +10,12 @@
  * the leader knows to be committed, and its followers learn, is a step of its own: it may be late.
  *
  * The change is C0 = {0,1,2} -> C1 -> C2, made by two entries as raft makes a joint change: C1 needs majorities of both
- * {0,1,2} and {0,2,3}, C2 is {0,2,3}. With -DSIMPLE, C1 is {0,1,2,3} and there is no C2.
+ * {0,1,2} and {0,2,3}, C2 is {0,2,3}. With -DSIMPLE, C1 is {0,1,2,3} and there is no C2. With -DGROW there are three members:
+ * C0 is {0,1}, C1 is {0,1,2} and there is no C2.
  *
  * Bounds: N members, TERMS elections, LENGTH entries, CRASHES crashes, one read round (READS) by member ASKER; CHANGES says how
- * many of the two entries there may be. -DFROM_CHANGE begins where C1 has just been committed. Mutants are switched on by -D, see run.sh.
+ * many of the two entries there may be. -DFROM_CHANGE begins where C1 has just been committed, -DFROM_SECOND where C2 has been,
+ * by the leader and member 2, and members 1 and 3 have heard of neither change. Mutants are switched on by -D, see run.sh.
  */
 #ifndef N
 #define N 4
@@ -68,12 +70,20 @@ hidden byte ok;
 #else
 #define NEED 2
 #endif
+#ifdef GROW
+#define MAJORITY_C0(set, need) (HAS(set, 0) + HAS(set, 1) >= (need))
+#else
 #define MAJORITY_C0(set, need) (OF3(set, 0, 1, 2) >= (need))
+#endif
 #define MAJORITY_C2(set, need) (OF3(set, 0, 2, 3) >= (need))
 #ifdef SIMPLE
 #define MAJORITY_C1(set, need) (COUNT(set) >= (need) + 1)
 #else
+#ifdef GROW
+#define MAJORITY_C1(set, need) (OF3(set, 0, 1, 2) >= (need))
+#else
 #define MAJORITY_C1(set, need) (MAJORITY_C0(set, need) && MAJORITY_C2(set, need))
+#endif
 #endif
 #define MAJORITY(c, set, need) ((c) == 0 && MAJORITY_C0(set, need) || (c) == 1 && MAJORITY_C1(set, need) || (c) == 2 && MAJORITY_C2(set, need))
 #ifdef ONE_HALF
@@ -84,7 +94,11 @@ hidden byte ok;
 #ifdef SIMPLE
 #define VOTER(c, s) ((s) < 3 || (c) == 1)
 #else
+#ifdef GROW
+#define VOTER(c, s) ((s) < 2 || (c) == 1)
+#else
 #define VOTER(c, s) ((c) == 0 && (s) < 3 || (c) == 1 || (c) == 2 && (s) != 1)
+#endif
 #endif
 
 /* conf becomes what a member has applied. */
@@ -410,6 +424,15 @@ init {
 	d_step {
 		elect(0, 3); appendEntry(0, 1 + CHANGE); durable[0] = 1; replicate(0, 1, true); durable[1] = 1; settle();
 		commitEntries(0); durableCommit[0] = commit[0]; settle()
+	}
+#endif
+#ifdef FROM_SECOND
+	d_step {
+		elect(0, 3); appendEntry(0, 1 + CHANGE); durable[0] = 1; replicate(0, 2, true); durable[2] = 1; settle();
+		commitEntries(0); durableCommit[0] = commit[0]; settle();
+		appendEntry(0, 1 + CHANGE * 2); durable[0] = 2; replicate(0, 2, true); durable[2] = 2; settle();
+		commitEntries(0); durableCommit[0] = commit[0]; replicate(0, 2, false); durableCommit[2] = commit[2]; settle();
+		assert(durableCommit[0] == 2 && durableCommit[2] == 2)
 	}
 #endif
 end:

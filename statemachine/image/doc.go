@@ -26,4 +26,12 @@
 // compact revision, in slices: each takes its predecessor away, a tombstone itself too. The rows of the compact revision
 // itself are history still, and their turn comes with the next compaction. That is the key space's own rule, and the
 // cursor is part of the same transaction.
+//
+// # How it is opened
+//
+// The pages are read here and not by bbolt: the branches first, then runs of leaves by all processors at once, each page
+// once. A leaf's structure, its rows' checksums and what becomes of them are one pass; the versions of about a mebibyte of
+// pages become a block of the key space (keyspace.Block), and the blocks its index in one step at the end. bbolt, which looks
+// at every page once more to find the free ones, opens the file when the first commit or scrub wants it: by then the machine
+// is in use.
 package image

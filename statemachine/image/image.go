@@ -64,7 +64,9 @@ func (c Config) withDefaults() Config {
 
 // Image is the durable copy of one machine.
 type Image struct {
-	config    Config
+	config Config
+	// opening guards db, which is nil until it is needed.
+	opening   sync.Mutex
 	db        *bbolt.DB
 	opened    Identity
 	committed atomic.Uint64
@@ -111,14 +113,13 @@ func Open(c Config) (*Image, *statemachine.Machine, error) {
 	im := &Image{config: c, leases: make(map[int64]struct{}), pending: &commit{}}
 	machine, err := im.restore()
 	if err != nil {
-		im.closeFile()
 		c.Logger.Warn("the image cannot be used: the state is built from the log", "file", c.Path, "reason", err)
 		if err := os.Rename(c.Path, c.Path+".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("set the image aside: %w", err)
 		}
 		machine, im.head = nil, head{}
 	}
-	if im.db == nil {
+	if machine == nil {
 		if err := im.openFile(); err != nil {
 			return nil, nil, err
 		}
@@ -128,36 +129,47 @@ func Open(c Config) (*Image, *statemachine.Machine, error) {
 
 // restore reads the file, if there is one.
 func (im *Image) restore() (*statemachine.Machine, error) {
-	empty, err := checkPages(im.config.Path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	file, err := os.Open(im.config.Path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	pages, empty, err := openPages(file)
+	switch {
 	case err != nil:
 		return nil, err
 	case empty:
 		return nil, os.Remove(im.config.Path)
 	}
 	var machine *statemachine.Machine
-	err = guard(func() error {
-		if err := im.openFile(); err != nil {
-			return err
+	if err := guard(func() error {
+		m, h, err := load(pages, im.config.Identity, im.config.StateMachine)
+		if err == nil {
+			machine, im.head = m, *h
 		}
-		m, h, err := load(im.db, im.config.Identity, im.config.StateMachine)
-		if err != nil {
-			return err
-		}
-		if h == nil {
-			return fmt.Errorf("%w: nothing in it", ErrCorrupt)
-		}
-		machine, im.head = m, *h
-		return nil
-	})
-	if err != nil {
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	im.opened = im.head.Identity
 	im.committed.Store(im.head.Index)
 	return machine, nil
+}
+
+// database returns the database of the file. Opening one that was read takes as long as looking at all its pages once
+// more, so it is opened when it is first needed, which is when the machine is in use.
+func (im *Image) database() (*bbolt.DB, error) {
+	im.opening.Lock()
+	defer im.opening.Unlock()
+	if im.db == nil {
+		if err := im.openFile(); err != nil {
+			return nil, err
+		}
+	}
+	return im.db, nil
 }
 
 func (im *Image) openFile() error {
@@ -170,9 +182,13 @@ func (im *Image) openFile() error {
 		return fmt.Errorf("open the image: %w", err)
 	}
 	im.db = db
-	return nil
+	return db.View(func(tx *bbolt.Tx) error {
+		dropResident(tx)
+		return nil
+	})
 }
 
+// closeFile closes the database, if it was opened. Nobody uses it any more.
 func (im *Image) closeFile() {
 	if im.db == nil {
 		return

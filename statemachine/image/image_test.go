@@ -308,7 +308,7 @@ func TestRowsAddUp(t *testing.T) {
 		}
 	}
 	alter(func(tx *bbolt.Tx) error {
-		h, err := readHead(tx)
+		h, err := decodeHead(tx.Bucket(bucketMeta).Get(keyHead))
 		h.Index--
 		return errors.Join(err, writeHead(tx, h))
 	})

@@ -5,8 +5,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dropResident gives back the memory that reading the file through its mapping has taken: a whole pass leaves every page
-// of it resident in this process, beside the state in memory, until the kernel needs the room. What is read again comes
+// dropResident gives back the memory that reading the file through its mapping has taken: what bbolt has looked at, which is
+// every page when it opens the file, stays resident in this process, beside the state in memory, until the kernel needs the room. What is read again comes
 // from the page cache. The mapping stays as it is while the transaction is open, so nothing moves meanwhile.
 func dropResident(tx *bbolt.Tx) {
 	size := uintptr(tx.Size()) // at most as much as is mapped

@@ -71,6 +71,19 @@ func (t *tally) remove(key, value []byte) {
 	t.Sum -= fingerprint(key, value)
 }
 
+func (t *tally) join(other tally) {
+	t.Count += other.Count
+	t.Sum += other.Sum
+}
+
+// check compares the tally of a bucket's rows with what was written.
+func (t tally) check(bucket []byte, want tally) error {
+	if t != want {
+		return fmt.Errorf("%w: rows of %s do not add up: %d, want %d", ErrCorrupt, bucket, t.Count, want.Count)
+	}
+	return nil
+}
+
 // fingerprint mixes key, checksum and length of a row, so that sums of rows do not cancel out.
 func fingerprint(key, value []byte) uint64 {
 	x := uint64(len(value))
@@ -193,16 +206,7 @@ func decodeVersionRow(row []byte) (v versionRow, err error) {
 	return v, nil
 }
 
-// readHead returns nil where nothing was committed yet.
-func readHead(tx *bbolt.Tx) (*head, error) {
-	meta := tx.Bucket(bucketMeta)
-	if meta == nil {
-		return nil, nil
-	}
-	value := meta.Get(keyHead)
-	if value == nil {
-		return nil, fmt.Errorf("%w: no head", ErrCorrupt)
-	}
+func decodeHead(value []byte) (*head, error) {
 	row, err := open(keyHead, value)
 	if err != nil {
 		return nil, err

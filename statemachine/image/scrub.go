@@ -28,24 +28,29 @@ func (im *Image) Scrub(pause func(bytes int) error) error {
 		return stopped
 	}
 	err := guard(func() error {
-		tx, walk, err := im.beginScrub()
+		db, err := im.database()
 		if err != nil {
 			return err
 		}
-		defer func() {
-			dropResident(tx)
-			_ = tx.Rollback()
-		}()
 		file, err := os.Open(im.config.Path)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = file.Close() }()
-		walk.file = &pausingReader{file, read}
-		if err := walk.page(walk.meta.root, bounds{}, true); err != nil {
+		tx, err := db.Begin(false)
+		if err != nil {
 			return err
 		}
-		return checkRows(tx, read)
+		defer func() {
+			dropResident(tx) // what compaction has looked at since the last pass
+			_ = tx.Rollback()
+		}()
+		r, err := pagesOf(tx, file)
+		if err != nil {
+			return err
+		}
+		r.file = &pausingReader{file, read}
+		return checkRows(r)
 	})
 	switch {
 	case stopped != nil:
@@ -56,68 +61,46 @@ func (im *Image) Scrub(pause func(bytes int) error) error {
 	return err
 }
 
-// beginScrub begins a transaction and a walk over its pages, which nobody changes until the transaction ends.
-func (im *Image) beginScrub() (*bbolt.Tx, *pageWalk, error) {
-	tx, err := im.db.Begin(false)
-	if err != nil {
-		return nil, nil, err
-	}
-	file, err := os.Open(im.config.Path)
-	if err != nil {
-		return nil, nil, errors.Join(err, tx.Rollback())
-	}
-	defer func() { _ = file.Close() }()
-	w := &pageWalk{file: file, pageSize: int64(os.Getpagesize())}
+// pagesOf returns a reader of the pages of a transaction, which nobody changes until that ends.
+func pagesOf(tx *bbolt.Tx, file *os.File) (*pageReader, error) {
+	r := &pageReader{file: file, pageSize: int64(os.Getpagesize())}
 	valid := 0
 	for page := range int64(2) {
-		if m, ok := w.readMeta(page); ok {
+		if m, ok := r.readMeta(page); ok {
 			valid++
 			if m.transaction == uint64(tx.ID()) {
-				w.meta = m
+				r.meta = m
 			}
 		}
 	}
 	switch {
-	case w.meta.root != 0:
-		w.reached = make([]bool, w.meta.pages)
-		return tx, w, nil
+	case r.meta.root != 0:
+		return r.again(), nil
 	case valid < 2:
-		err = fmt.Errorf("%w: a meta page is not valid", ErrCorrupt)
+		return nil, fmt.Errorf("%w: a meta page is not valid", ErrCorrupt)
 	default:
-		err = errNoMeta
+		return nil, errNoMeta
 	}
-	return nil, nil, errors.Join(err, tx.Rollback())
 }
 
-// checkRows checks every row, and the rows of each bucket together.
-func checkRows(tx *bbolt.Tx, read func(bytes int) error) error {
-	h, err := readHead(tx)
-	if err != nil || h == nil {
+// checkRows checks every page, every row, and the rows of each bucket together.
+func checkRows(r *pageReader) error {
+	c, err := r.contents()
+	if err != nil {
 		return err
 	}
-	if _, err := open(keyState, tx.Bucket(bucketMeta).Get(keyState)); err != nil {
+	h, _, err := r.readHead(c)
+	if err != nil {
 		return err
 	}
+	good := func(_, _ []byte) error { return nil }
 	for _, b := range []struct {
 		name []byte
+		tree tree
 		want tally
-	}{{bucketLeases, h.Leases}, {bucketRequests, h.Request}, {bucketVersions, h.Versions}} {
-		bucket := tx.Bucket(b.name)
-		if bucket == nil {
-			return fmt.Errorf("%w: no bucket of %s", ErrCorrupt, b.name)
-		}
-		var have tally
-		if err := bucket.ForEach(func(key, value []byte) error {
-			if _, err := open(key, value); err != nil {
-				return fmt.Errorf("%s: %w", b.name, err)
-			}
-			have.add(key, value)
-			return read(len(key) + len(value))
-		}); err != nil {
+	}{{bucketLeases, c.leases, h.Leases}, {bucketRequests, c.requests, h.Request}, {bucketVersions, c.versions, h.Versions}} {
+		if err := r.sealedRows(b.name, b.tree, b.want, good); err != nil {
 			return err
-		}
-		if have != b.want {
-			return fmt.Errorf("%w: rows of %s do not add up: %d, want %d", ErrCorrupt, b.name, have.Count, b.want.Count)
 		}
 	}
 	return nil

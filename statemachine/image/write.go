@@ -45,8 +45,12 @@ func (h *head) compactionDone() bool {
 
 // commit makes one transaction of c, which is nil for one of compaction alone.
 func (im *Image) commit(c *commit) error {
+	db, err := im.database()
+	if err != nil {
+		return err
+	}
 	h := im.head
-	err := im.db.Update(func(tx *bbolt.Tx) error {
+	err = db.Update(func(tx *bbolt.Tx) error {
 		if err := createBuckets(tx); err != nil {
 			return err
 		}

@@ -17,12 +17,15 @@
 // # What it assumes
 //
 // One goroutine is the writer. Only it calls Latest, Put, Delete, WriterView, Publish, Compact, CompactSome,
-// LogicalBytes, Digest, ResumeEvents, Restore and CheckInvariants. It writes in ascending (main, sub) order, above the published
-// revision, and publishes after the last write of an entry. Compact only asks for work; the writer does it by
-// calling CompactSome, best after each entry, since what waits for readers can only go on in a later call.
+// LogicalBytes, Digest, ResumeEvents, Restore, RestoreBlocks and CheckInvariants. It writes in ascending (main, sub)
+// order, above the published revision, and publishes after the last write of an entry. Compact only asks for work; the
+// writer does it by calling CompactSome, best after each entry, since what waits for readers can only go on in a later call.
 // Everything else may be called from any goroutine at any time.
 //
 // # How it is built
+//
+// A state that comes from elsewhere is put into Blocks by many goroutines and stored whole by RestoreBlocks, or one version
+// at a time by Restore.
 //
 // A key is found in an ordered index of leaves of up to 64 keys. A key has a 32-bit id, under which the number
 // of its newest version's slot stands in a flat array; a slot holds the version's revision, the slot of the

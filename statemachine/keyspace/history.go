@@ -1,6 +1,7 @@
 package keyspace
 
 import (
+	"slices"
 	"sort"
 	"sync/atomic"
 )
@@ -53,6 +54,17 @@ func (h *history) append(c change) {
 	}
 	*v.at(h.count) = c
 	h.count++
+}
+
+// reserve makes room for n changes more, which count from now on and are to be filled in before they are published.
+func (h *history) reserve(n int) {
+	v := h.view.Load()
+	h.count += uint64(n)
+	chunks := slices.Clip(v.chunks)
+	for v.firstChunk+uint64(len(chunks)) < (h.count+historyChunk-1)/historyChunk {
+		chunks = append(chunks, new([historyChunk]change))
+	}
+	h.view.Store(&historyView{firstChunk: v.firstChunk, chunks: chunks})
 }
 
 // trim forgets whole chunks below the given number, which no reader may need any more.

@@ -2,6 +2,7 @@ package keyspace
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -279,14 +280,18 @@ func (x *machine) verify(t *rapid.T) {
 	}
 }
 
-// restore copies the writer's state to a new Space, by what a reader sees, and goes on with the copy.
+// restore copies the writer's state to a new Space, by what a reader sees, one by one and in blocks, and goes on with one
+// of the copies.
 func (x *machine) restore(t *rapid.T) {
 	view := x.s.WriterView()
-	copied := New(Options{SlabBytes: 2 << 10, CompactRevision: x.compacted})
+	options := Options{SlabBytes: 2 << 10, CompactRevision: x.compacted}
+	copied := New(options)
+	var all []Version
 	store := func(v Version) bool {
 		if err := copied.Restore(v.Encoded, v.Sub); err != nil {
 			t.Fatal(err)
 		}
+		all = append(all, v)
 		return true
 	}
 	if x.compacted > 0 {
@@ -297,11 +302,51 @@ func (x *machine) restore(t *rapid.T) {
 	if err := view.History(x.compacted, 0, store); err != nil {
 		t.Fatal(err)
 	}
+	inBlocks := New(options)
+	leased, err := inBlocks.RestoreBlocks(blocksOf(t, all, func() int { return rapid.IntRange(0, 20).Draw(t, "versions of a block") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wantLeased []modelVersion
+	for _, v := range x.m.live(len(x.m), x.revision, "", "", true) {
+		if v.lease != 0 {
+			wantLeased = append(wantLeased, v)
+		}
+	}
+	mustEqualAll(t, "leased", leased, wantLeased)
+	if inBlocks.Digest().Live != copied.Digest().Live || inBlocks.LogicalBytes() != copied.LogicalBytes() {
+		t.Fatalf("in blocks %x and %d bytes, one by one %x and %d", inBlocks.Digest().Live, inBlocks.LogicalBytes(),
+			copied.Digest().Live, copied.LogicalBytes())
+	}
+	if rapid.Bool().Draw(t, "in blocks") {
+		copied = inBlocks
+	}
 	for len(x.held) > 0 {
 		x.release(t)
 	}
 	x.s, x.verifier = copied, copied.NewVerifier()
 	x.publish(t)
+}
+
+// blocksOf puts versions into blocks of the sizes that size gives, in the order of revisions.
+func blocksOf(t interface{ Fatal(...any) }, versions []Version, size func() int) (blocks []*Block) {
+	versions = slices.Clone(versions)
+	slices.SortFunc(versions, func(a, b Version) int {
+		return cmp.Or(cmp.Compare(a.ModRevision, b.ModRevision), cmp.Compare(a.Sub, b.Sub))
+	})
+	for len(versions) > 0 {
+		n, block := min(size(), len(versions)), new(Block)
+		for _, v := range versions[:n] {
+			encoded := bytes.Clone(v.Encoded)
+			if err := block.Add(v.ModRevision, v.Sub, encoded); err != nil {
+				t.Fatal(err)
+			}
+			defer clear(encoded) // it is the caller's again
+		}
+		block.Seal()
+		blocks, versions = append(blocks, block), versions[n:]
+	}
+	return blocks
 }
 
 // check holds after every step.

@@ -15,27 +15,18 @@ var ErrInconsistent = errors.New("keyspace: version does not fit the ones before
 // original did, with the same LogicalBytes. Nothing is stored if an error is returned: ErrMalformed or
 // ErrInconsistent. Writer only, before any Put, Delete or Compact.
 func (s *Space) Restore(encoded []byte, sub int64) error {
-	v, err := DecodeKeyValue(encoded)
+	v, err := decodeCanonical(encoded, sub)
 	if err != nil {
 		return err
 	}
-	kv := keyValue{key: v.Key, value: v.Value, createRevision: v.CreateRevision, modRevision: v.ModRevision,
-		version: v.Version, lease: v.Lease}
-	if kv.encodedBytes() != len(encoded) {
-		return fmt.Errorf("%w: not the shortest encoding", ErrMalformed)
-	}
-	if sub < 0 || sub > maxSub {
-		return fmt.Errorf("%w: sub-revision %d", ErrInconsistent, sub)
-	}
+	kv := v.keyValue()
 	p := s.index.locate(v.Key)
 	var head uint32
 	if p.found {
 		head = s.heads.at(p.leaf.ids[p.position]).Load()
 	}
 	previous, existed := s.live(head)
-	inconsistent := func(why string) error {
-		return fmt.Errorf("%w: %q at (%d, %d): %s", ErrInconsistent, v.Key, v.ModRevision, sub, why)
-	}
+	inconsistent := func(why string) error { return inconsistentVersion(v.Key, v.ModRevision, sub, why) }
 	base := v.ModRevision < s.compactRevision
 	// What the first versions of the history superseded is compacted.
 	first := v.ModRevision == s.compactRevision
@@ -51,12 +42,10 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	case first && p.found && s.slots.at(head).main.Load() < s.compactRevision:
 		return inconsistent("a version that it superseded is compacted")
 	case first && !p.found:
-	case v.Tombstone && !existed:
-		return inconsistent("a tombstone of a key that does not exist")
-	case v.Tombstone:
-	case existed && (v.CreateRevision != previous.CreateRevision || v.Version != previous.Version+1),
-		!existed && (v.CreateRevision != v.ModRevision || v.Version != 1):
-		return inconsistent("create_revision and version do not continue the key's")
+	default:
+		if why := follows(&v, &previous, existed); why != "" {
+			return inconsistent(why)
+		}
 	}
 
 	slot, record := s.store(&kv, sub, v.Tombstone, head)
@@ -82,4 +71,38 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 		s.record(slot, v.ModRevision, sub, freed)
 	}
 	return nil
+}
+
+func inconsistentVersion(key []byte, main, sub int64, why string) error {
+	return fmt.Errorf("%w: %q at (%d, %d): %s", ErrInconsistent, key, main, sub, why)
+}
+
+// decodeCanonical reads a version that is to be restored, which must be encoded as a Space encodes it.
+func decodeCanonical(encoded []byte, sub int64) (Version, error) {
+	v, err := DecodeKeyValue(encoded)
+	if err != nil {
+		return v, err
+	}
+	kv := v.keyValue()
+	if kv.encodedBytes() != len(encoded) {
+		return v, fmt.Errorf("%w: not the shortest encoding", ErrMalformed)
+	}
+	if sub < 0 || sub > maxSub {
+		return v, fmt.Errorf("%w: sub-revision %d", ErrInconsistent, sub)
+	}
+	v.Sub = sub
+	return v, nil
+}
+
+// follows says why v cannot be what follows the live version previous of its key, or its absence; empty if it can.
+func follows(v, previous *Version, existed bool) string {
+	switch {
+	case v.Tombstone && !existed:
+		return "a tombstone of a key that does not exist"
+	case v.Tombstone:
+	case existed && (v.CreateRevision != previous.CreateRevision || v.Version != previous.Version+1),
+		!existed && (v.CreateRevision != v.ModRevision || v.Version != 1):
+		return "create_revision and version do not continue the key's"
+	}
+	return ""
 }

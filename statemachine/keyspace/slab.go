@@ -79,7 +79,10 @@ func (s *slabs) allocate(open **slab, n int) (recordRef, []byte) {
 	return recordRef(sl.number)<<32 | recordRef(offset), sl.bytes[offset : offset+n : offset+n]
 }
 
-func (s *slabs) add(size int) *slab {
+func (s *slabs) add(size int) *slab { return s.adopt(make([]byte, size)) }
+
+// adopt makes memory a slab.
+func (s *slabs) adopt(bytes []byte) *slab {
 	number := s.next
 	if n := len(s.free); n > 0 {
 		number = s.free[n-1]
@@ -87,7 +90,7 @@ func (s *slabs) add(size int) *slab {
 	} else {
 		s.next++
 	}
-	sl := &slab{bytes: make([]byte, size), number: number}
+	sl := &slab{bytes: bytes, number: number}
 	table := *s.table.Load()
 	if int(number) >= len(table) {
 		grown := make([]atomic.Pointer[slab], 2*len(table))
@@ -98,7 +101,7 @@ func (s *slabs) add(size int) *slab {
 		table = grown
 	}
 	table[number].Store(sl)
-	s.totalBytes += int64(size)
+	s.totalBytes += int64(len(bytes))
 	return sl
 }
 
@@ -138,8 +141,6 @@ func writeRecord(room []byte, slot uint32, subAndKind uint32, kv *keyValue, enco
 	if len(encoded) != encodedBytes {
 		panic("keyspace: encoded size miscounted")
 	}
-	binary.LittleEndian.PutUint32(room[4:], uint32(encodedBytes))
+	sealRecord(room, subAndKind, encodedBytes)
 	binary.LittleEndian.PutUint32(room[8:], slot)
-	binary.LittleEndian.PutUint32(room[12:], subAndKind)
-	binary.LittleEndian.PutUint32(room, recordChecksum(subAndKind, encoded))
 }

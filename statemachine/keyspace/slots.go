@@ -1,6 +1,9 @@
 package keyspace
 
-import "sync/atomic"
+import (
+	"slices"
+	"sync/atomic"
+)
 
 // slot is one version as the index and the history refer to it. It does not move when its record does.
 //
@@ -50,6 +53,21 @@ func (s *slots) allocate() uint32 {
 	return number
 }
 
+// reserve returns the first of n numbers that have never been used.
+func (s *slots) reserve(n int) uint32 {
+	first := s.next
+	if uint64(first)+uint64(n) > 1<<32-1 {
+		panic("keyspace: more than 2^32 versions")
+	}
+	s.next += uint32(n)
+	chunks := slices.Clip(*s.chunks.Load())
+	for uint32(len(chunks)) <= (s.next-1)/slotChunk {
+		chunks = append(chunks, new([slotChunk]slot))
+	}
+	s.chunks.Store(&chunks)
+	return first
+}
+
 func (s *slots) release(number uint32) {
 	s.at(number).ref.Store(0)
 	s.free = append(s.free, number)
@@ -85,6 +103,18 @@ func (h *heads) allocate() uint32 {
 		h.chunks.Store(&grown)
 	}
 	return id
+}
+
+// reserve returns the first of n ids that have never been used.
+func (h *heads) reserve(n int) uint32 {
+	first := h.next
+	h.next += uint32(n) // there are no more keys than versions
+	chunks := slices.Clip(*h.chunks.Load())
+	for uint32(len(chunks)) <= (h.next-1)/headChunk {
+		chunks = append(chunks, new([headChunk]atomic.Uint32))
+	}
+	h.chunks.Store(&chunks)
+	return first
 }
 
 func (h *heads) release(id uint32) { h.free = append(h.free, id) }

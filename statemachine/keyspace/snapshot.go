@@ -31,6 +31,12 @@ func (s *Space) Acquire() *Snapshot {
 	return &Snapshot{space: s, state: *s.state.Load(), registered: registered}
 }
 
+// Revisions returns the revision and the compact revision of the published state, for who reads nothing of it.
+func (s *Space) Revisions() (revision, compactRevision int64) {
+	published := s.state.Load()
+	return published.revision, published.compactRevision
+}
+
 // Release ends the use of the snapshot. Versions that were read through it stay valid. It may be called only
 // once, after all reads have returned; reads after it panic.
 func (sn *Snapshot) Release() {
@@ -84,6 +90,10 @@ func (sn *Snapshot) Get(key []byte, revision int64) (Version, bool, error) {
 // Range visits the keys in [start, end) that exist at revision, in ascending order. start nil: from the first
 // key; end nil: no bound. Revision as for Get.
 func (sn *Snapshot) Range(start, end []byte, revision int64, visit func(Version) bool) error {
+	return sn.rangeRecords(start, end, revision, func(r record) bool { return visit(r.version()) })
+}
+
+func (sn *Snapshot) rangeRecords(start, end []byte, revision int64, visit func(record) bool) error {
 	revision, err := sn.check(revision)
 	if err != nil {
 		return err
@@ -93,7 +103,7 @@ func (sn *Snapshot) Range(start, end []byte, revision int64, visit func(Version)
 		for len(run) > 0 {
 			n := min(w.batch, len(run))
 			for _, r := range w.resolve(run[:n]) {
-				if !visit(r.version()) {
+				if !visit(r) {
 					return false
 				}
 			}
@@ -102,6 +112,12 @@ func (sn *Snapshot) Range(start, end []byte, revision int64, visit func(Version)
 		return true
 	})
 	return nil
+}
+
+// RangeEncoded is Range for those who want the key-values as they are encoded: visit is given the key and
+// Version.Encoded, and nothing is decoded.
+func (sn *Snapshot) RangeEncoded(start, end []byte, revision int64, visit func(key, encoded []byte) bool) error {
+	return sn.rangeRecords(start, end, revision, func(r record) bool { return visit(r.key(), r.encoded()) })
 }
 
 // RangeDescending is Range in descending order.

@@ -61,6 +61,11 @@ type keyValue struct {
 	createRevision, modRevision, version, lease int64
 }
 
+func (v *Version) keyValue() keyValue {
+	return keyValue{key: v.Key, value: v.Value, createRevision: v.CreateRevision, modRevision: v.ModRevision,
+		version: v.Version, lease: v.Lease}
+}
+
 // tombstoneOf is the encoded content of a delete of key.
 func tombstoneOf(key []byte, modRevision int64) keyValue {
 	return keyValue{key: key, modRevision: modRevision}
@@ -212,8 +217,10 @@ type record []byte
 func (r record) checksum() uint32   { return binary.LittleEndian.Uint32(r) }
 func (r record) slot() uint32       { return binary.LittleEndian.Uint32(r[8:]) }
 func (r record) subAndKind() uint32 { return binary.LittleEndian.Uint32(r[12:]) }
+func (r record) sub() int64         { return int64(r.subAndKind() >> 1) }
 func (r record) tombstone() bool    { return r.subAndKind()&1 != 0 }
 func (r record) encoded() []byte    { return r[recordHeaderBytes:len(r):len(r)] }
+func (r record) setSlot(n uint32)   { binary.LittleEndian.PutUint32(r[8:], n) }
 func (r record) intact() bool       { return recordChecksum(r.subAndKind(), r.encoded()) == r.checksum() }
 
 // recordAt cuts the record at the start of b. A length that does not fit, which only rotten memory can have, is

@@ -63,11 +63,13 @@ var mayImport = map[string]struct {
 	"internal/durable":         {[]string{"internal/disk"}, "whole-file records know nothing of what they hold"},
 	"internal/disk":            {nil, "the seam to files knows nothing of what is stored"},
 	"internal/wan":             {nil, "the seam to the network knows nothing of what is said"},
+	"internal/wanlink":         {[]string{"internal/wan", "internal/tlsfiles"}, "regions between processes: the same links, relayed and steered"},
 	"internal/flagfile":        {nil, "process plumbing"},
 	"internal/tlsfiles":        {nil, "process plumbing"},
-	"internal/observe":         {nil, "process plumbing"},
+	"internal/observe":         {[]string{"internal/tlsfiles", "internal/version"}, "process plumbing"},
 	"internal/version":         {nil, "process plumbing"},
 	"internal/heap":            {nil, "process plumbing"},
+	"internal/timerslack":      {nil, "process plumbing"},
 	"logservice":               {[]string{"logservice", "internal"}, "a log member knows entries, never keys: it shares only api/proto and internal with the frontend side"},
 	"logservice/segment":       {[]string{"internal/disk"}, "the log on disk knows no Raft"},
 	"logservice/peer":          {[]string{"internal"}, "messages between members carry, they do not decide"},
@@ -88,7 +90,9 @@ var mayImport = map[string]struct {
 	"playground":               {[]string{"logservice", "frontend", "internal"}, "a cluster in one process is members and frontends, wired"},
 	"cmd/logsvc":               {[]string{"logservice", "internal"}, "flags, wiring and signals only"},
 	"cmd/frontend":             {[]string{"frontend", "internal"}, "flags, wiring and signals only"},
+	"cmd/wanlink":              {[]string{"internal"}, "flags, wiring and signals only"},
 	"cmd/kvctl":                {[]string{"statemachine", "cmd/kvctl", "client", "playground", "logservice", "statemachine/image", "internal"}, "the command line is a client, plus offline tools: they read a log, and write the directories of a new one"},
+	"tools":                    {nil, "tools of the build know no part"},
 	"test":                     {[]string{"*"}, "tests may look at everything"},
 	"logservice/checkpoint":    {[]string{"internal/disk"}, "checkpoints on disk are bytes with a name"},
 }
@@ -135,7 +139,7 @@ var homes = []struct {
 	{"go.etcd.io/etcd/api", []string{"frontend/etcd"}, "etcd's API types end at the etcd services"},
 	{"go.etcd.io/etcd/client", []string{"test"}, "etcd's client is what users bring; only tests may"},
 	{"github.com/spf13/cobra", []string{"cmd"}, "commands end at cmd"},
-	{"google.golang.org/grpc", []string{"api/proto", "logservice", "logclient", "mirror", "lease/keeper", "frontend", "client", "playground", "cmd", "internal/tlsfiles", "test"}, "the cores speak to no network"},
+	{"google.golang.org/grpc", []string{"api/proto", "logservice", "logclient", "mirror", "lease/keeper", "frontend", "client", "playground", "cmd", "internal/tlsfiles", "internal/observe", "test"}, "the cores speak to no network"},
 }
 
 // pure lists what the deterministic core may not touch: apply reads no clock, random source, environment, network or disk.

@@ -25,9 +25,9 @@ import (
 )
 
 type options struct {
-	source, binaries, against, rows, markdown, json, perf string
-	rounds, keys, largeKeys                               int
-	duration                                              time.Duration
+	source, binaries, against, rows, markdown, json, perf, plot string
+	rounds, keys, largeKeys                                     int
+	duration                                                    time.Duration
 }
 
 func main() {
@@ -44,6 +44,7 @@ func main() {
 	flag.StringVar(&o.markdown, "markdown", "", "file for the table, beside standard output")
 	flag.StringVar(&o.json, "json", "", "file for every round's figures")
 	flag.StringVar(&o.perf, "perf", "", "directory for a profile by perf of each process of logmirror in the last round of each row")
+	flag.StringVar(&o.plot, "plot", "", "directory for pictures of latency against load, measured with 1 to 1,000 clients after the rows")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -130,6 +131,14 @@ func run(ctx context.Context, o options) (err error) {
 		fmt.Fprintf(os.Stderr, "%s: ratios of ops/s %v, CPU %v, memory added %v; %d failed %s\n",
 			r.name, measured.OperationsRatio, measured.CPURatio, measured.AddedRatio, n, first)
 		failed += n
+	}
+	if o.plot != "" {
+		if document.Curves, err = runPlots(ctx, o, base, logmirror); err != nil {
+			return errors.Join(err, publish(document, o))
+		}
+		if err := writePlots(o.plot, document.Base, document.Curves); err != nil {
+			return err
+		}
 	}
 	if err := publish(document, o); err != nil {
 		return err

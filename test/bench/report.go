@@ -158,6 +158,8 @@ type report struct {
 	Large     []holding `json:"large,omitempty"`
 	// Bootstrap is the row about a frontend that joins LargeKeys keys.
 	Bootstrap *bootstrapped `json:"bootstrap,omitempty"`
+	// Curves are latency against load.
+	Curves []curve `json:"latency_against_load,omitempty"`
 	// WAN is the row across regions.
 	WAN []wanResult `json:"across_regions,omitempty"`
 }
@@ -168,7 +170,7 @@ func machine() string {
 
 func (r *report) markdown(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%s; source %s; %d rounds of %s a row and system, medians; ratios logmirror / %s, median (least–most)\n\n"+
-		"| operation | system | ops/s | p50 ms | p99 ms | server CPU µs/op | switches/op | disk B/op | RSS MB (anonymous) "+
+		"| operation | system | ops/s | p50 ms | p99 ms | server CPU µs/op | switches/op | disk B/op (log members) | RSS MB (anonymous) "+
 		"| ops/s ratio | CPU ratio | failed |\n"+
 		"|---|---|---|---|---|---|---|---|---|---|---|---|\n", r.Machine, r.Source, r.Rounds, r.Duration, r.Base)
 	if err != nil {
@@ -183,13 +185,13 @@ func (r *report) markdown(w io.Writer) error {
 			for _, s := range samples {
 				failed += s.Failures
 			}
-			_, err := fmt.Fprintf(w, "| %s | %s | %.0f | %.2f | %.2f | %.1f | %.1f | %.0f | %.0f (%.0f) | %s | %d |\n", title, name,
+			_, err := fmt.Fprintf(w, "| %s | %s | %.0f | %.2f | %.2f | %.1f | %.1f | %s | %.0f (%.0f) | %s | %d |\n", title, name,
 				median(samples, func(s sample) float64 { return s.OperationsPerSecond }),
 				median(samples, func(s sample) float64 { return s.P50Milliseconds }),
 				median(samples, func(s sample) float64 { return s.P99Milliseconds }),
 				median(samples, func(s sample) float64 { return s.CPUMicrosPerOp }),
 				median(samples, func(s sample) float64 { return s.SwitchesPerOp }),
-				median(samples, func(s sample) float64 { return s.DiskBytesPerOp }),
+				diskBytes(samples),
 				median(samples, func(s sample) float64 { return s.ResidentMegabytes }),
 				median(samples, func(s sample) float64 { return s.AnonymousMegabytes }), ratios, failed)
 			return err
@@ -205,6 +207,9 @@ func (r *report) markdown(w io.Writer) error {
 	if err := r.memoryMarkdown(w); err != nil {
 		return err
 	}
+	if err := plotMarkdown(w, r.Base, r.Curves); err != nil {
+		return err
+	}
 	if err := largeMarkdown(w, r.LargeKeys, r.Large); err != nil {
 		return err
 	}
@@ -212,6 +217,15 @@ func (r *report) markdown(w io.Writer) error {
 		return err
 	}
 	return wanMarkdown(w, r.WAN)
+}
+
+// diskBytes is what the machine wrote, and of it what log members say that they did.
+func diskBytes(samples []sample) string {
+	text := fmt.Sprintf("%.0f", median(samples, func(s sample) float64 { return s.DiskBytesPerOp }))
+	if log := median(samples, func(s sample) float64 { return s.CountedPerOp[logWritten] + s.CountedPerOp[logReserved] }); log > 0 {
+		text += fmt.Sprintf(" (%.0f)", log)
+	}
+	return text
 }
 
 // memoryMarkdown is the table of the rows about memory, if there are any.

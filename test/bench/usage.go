@@ -31,7 +31,12 @@ var countedMetrics = map[string]string{
 	"logmirror_mirror_proposals_total":               "batches",
 	"logmirror_logservice_group_write_seconds_count": "log_groups",
 	"logmirror_mirror_read_round_readers_count":      "read_rounds",
+	"logmirror_logservice_written_bytes_total":       logWritten,
+	"logmirror_logservice_reserved_bytes_total":      logReserved,
 }
+
+// What log members write to their disks, by their own count: entries in whole blocks, and zeros ahead of them.
+const logWritten, logReserved = "log_written_bytes", "log_reserved_bytes"
 
 // clockTicks is how many units of /proc/PID/stat make a second: fixed at 100 by Linux for every architecture Go runs on.
 const clockTicks = 100

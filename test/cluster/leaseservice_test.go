@@ -113,16 +113,20 @@ func TestClientMovesWithManyLeases(t *testing.T) {
 		if took > 2*commitAp+50*ms {
 			t.Errorf("%d leases adopted in %v", count, took)
 		}
-		list, err := kvv1.NewLeaseServiceClient(l.connections["us"]).ListLeases(t.Context(), &kvv1.ListLeasesRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
 		var listed []int64
-		for _, status := range list.GetLeases() {
-			listed = append(listed, status.GetId())
-			if status.GetOwnerRegion() != "ap" {
-				t.Fatalf("owned in %q", status.GetOwnerRegion())
+		request := &kvv1.ListLeasesRequest{}
+		for more := true; more; more = request.PageToken != "" {
+			list, err := kvv1.NewLeaseServiceClient(l.connections["us"]).ListLeases(t.Context(), request)
+			if err != nil {
+				t.Fatal(err)
 			}
+			for _, status := range list.GetLeases() {
+				listed = append(listed, status.GetId())
+				if status.GetOwnerRegion() != "ap" {
+					t.Fatalf("owned in %q", status.GetOwnerRegion())
+				}
+			}
+			request.PageToken = list.GetNextPageToken()
 		}
 		slices.Sort(ids)
 		if !slices.Equal(listed, ids) {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/logmirror/logmirror/test/processes"
 )
 
 // A frontend that is killed and loses its data directory comes back from a checkpoint once the log no longer reaches back,
@@ -16,10 +18,10 @@ import (
 func TestFrontendComesBackFromACheckpoint(t *testing.T) {
 	c := newProcessCluster(t, "us", "eu", "ap")
 	for _, member := range c.members {
-		member.arguments = append(member.arguments, "--checkpoint-log-bytes", "8388608", "--log-tail-bytes", "1048576")
+		member.Arguments = append(member.Arguments, "--checkpoint-log-bytes", "8388608", "--log-tail-bytes", "1048576")
 	}
 	c.startAll(t)
-	client, eu := newClient(t, c.frontends[0].address), c.frontends[1]
+	client, eu := newClient(t, c.frontends[0].Address), c.frontends[1]
 	eventually(t, "a put", func(ctx context.Context) error {
 		_, err := client.Put(ctx, "before", "the log was trimmed")
 		return err
@@ -41,7 +43,7 @@ func TestFrontendComesBackFromACheckpoint(t *testing.T) {
 		})
 		trimmed := 0
 		for _, member := range c.members {
-			if status, err := memberStatus(t.Context(), member.address); err == nil && status.GetFirstIndex() > 1 {
+			if status, err := processes.MemberStatus(t.Context(), member.Address); err == nil && status.GetFirstIndex() > 1 {
 				trimmed++
 			}
 		}
@@ -52,12 +54,12 @@ func TestFrontendComesBackFromACheckpoint(t *testing.T) {
 			t.Fatal("the log is not trimmed")
 		}
 	}
-	eu.kill()
+	eu.Kill()
 	if err := os.RemoveAll(dataDirectory(t, eu)); err != nil {
 		t.Fatal(err)
 	}
 	eu.start(t)
-	again := newClient(t, eu.address)
+	again := newClient(t, eu.Address)
 	eventually(t, "eu serves", func(ctx context.Context) error {
 		answer, err := again.Get(ctx, "before")
 		if err == nil && (len(answer.Kvs) != 1 || string(answer.Kvs[0].Value) != "the log was trimmed") {
@@ -69,7 +71,7 @@ func TestFrontendComesBackFromACheckpoint(t *testing.T) {
 		_, err := again.Put(ctx, "after", "a bootstrap")
 		return err
 	})
-	output, err := os.ReadFile(eu.output)
+	output, err := os.ReadFile(eu.Output)
 	if err == nil && !strings.Contains(string(output), "the state was built from a checkpoint") {
 		err = errors.New("it came back without one")
 	}

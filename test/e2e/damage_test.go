@@ -18,11 +18,11 @@ import (
 func TestDamagedImageIsRebuilt(t *testing.T) {
 	c := newProcessCluster(t, "us", "eu", "ap")
 	ap := c.frontends[2]
-	ap.arguments = append(ap.arguments, "--scrub-interval", "1s")
+	ap.Arguments = append(ap.Arguments, "--scrub-interval", "1s")
 	c.startAll(t)
 	var clients []*clientv3.Client
 	for _, p := range c.frontends {
-		clients = append(clients, newClient(t, p.address))
+		clients = append(clients, newClient(t, p.Address))
 	}
 	const value = "a value that is to rot"
 	eventually(t, "a put", func(ctx context.Context) error {
@@ -47,7 +47,7 @@ func TestDamagedImageIsRebuilt(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "ap is quarantined", func(context.Context) error {
-		output, err := os.ReadFile(ap.output)
+		output, err := os.ReadFile(ap.Output)
 		if err == nil && !strings.Contains(string(output), "quarantined: the image is damaged") {
 			err = errors.New("it is not")
 		}
@@ -69,11 +69,11 @@ func TestDamagedImageIsRebuilt(t *testing.T) {
 
 func dataDirectory(t *testing.T, p *process) string {
 	t.Helper()
-	for i, argument := range p.arguments {
+	for i, argument := range p.Arguments {
 		if argument == "--data-dir" {
-			return p.arguments[i+1]
+			return p.Arguments[i+1]
 		}
 	}
-	t.Fatal(fmt.Errorf("%s has no data directory", p.name))
+	t.Fatal(fmt.Errorf("%s has no data directory", p.Name))
 	return ""
 }

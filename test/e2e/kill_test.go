@@ -39,7 +39,7 @@ func startLoad(t *testing.T, c *processCluster) *load {
 	l := &load{stop: stop}
 	for i, region := range c.regions {
 		r := &regionLoad{
-			region: region, client: newClient(t, c.frontends[i].address),
+			region: region, client: newClient(t, c.frontends[i].Address),
 			puts: make(map[string]int64), errors: make(map[string]int),
 		}
 		l.regions = append(l.regions, r)
@@ -196,7 +196,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	c.startAll(t)
 	var clients []*clientv3.Client
 	for _, p := range c.frontends {
-		clients = append(clients, newClient(t, p.address))
+		clients = append(clients, newClient(t, p.Address))
 	}
 	l := startLoad(t, c)
 	l.awaitProgress(t, 100)
@@ -207,16 +207,16 @@ func TestKilledUnderLoad(t *testing.T) {
 			leader, err = c.leader(ctx)
 			return err
 		})
-		leader.kill()
+		leader.Kill()
 		killed := time.Now()
 		l.awaitProgress(t, 100)
-		t.Logf("killed %s; 100 more puts in every region after %v", leader.name, time.Since(killed))
+		t.Logf("killed %s; 100 more puts in every region after %v", leader.Name, time.Since(killed))
 		leader.start(t)
 		l.awaitProgress(t, 100)
 	}
 
 	// A frontend of its own: another life of it, and nothing twice.
-	c.frontends[0].kill()
+	c.frontends[0].Kill()
 	c.frontends[0].start(t)
 	l.awaitProgress(t, 100)
 

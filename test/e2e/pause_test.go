@@ -18,7 +18,7 @@ func TestFrontendPausedWhileItsClientHoldsALock(t *testing.T) {
 	const ttl, sessionTime = 5 * time.Second, 10 * time.Second
 	c := newProcessCluster(t, "us", "eu", "ap")
 	c.startAll(t)
-	first, second := newClient(t, c.frontends[1].address), newClient(t, c.frontends[0].address)
+	first, second := newClient(t, c.frontends[1].Address), newClient(t, c.frontends[0].Address)
 	lock := func(client *clientv3.Client) (*concurrency.Session, *concurrency.Mutex) {
 		var session *concurrency.Session
 		eventually(t, "a session", func(ctx context.Context) error {
@@ -58,7 +58,7 @@ func TestFrontendPausedWhileItsClientHoldsALock(t *testing.T) {
 	if _, err := first.KeepAliveOnce(t.Context(), session.Lease()); err != nil {
 		t.Fatal(err)
 	}
-	paused := c.frontends[1].command.Process
+	paused := c.frontends[1]
 	if err := paused.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

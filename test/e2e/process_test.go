@@ -2,65 +2,37 @@ package e2e
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
-	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/test/processes"
 )
 
-// process is a binary with its flags, which runs or does not.
-type process struct {
-	name, address string
-	arguments     []string
-	output        string // file
-	command       *exec.Cmd
-}
+// process is one that fails the test where it can't do what it is told.
+type process struct{ *processes.Process }
 
 func (p *process) start(t *testing.T) {
 	t.Helper()
-	output, err := os.OpenFile(p.output, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer output.Close()
-	p.command = exec.Command(p.arguments[0], p.arguments[1:]...)
-	p.command.Stdout, p.command.Stderr = output, output
-	// The process ends with the test, even if the test is killed.
-	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.command.Start(); err != nil {
+	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// kill is kill -9.
-func (p *process) kill() {
-	if p.command == nil {
-		return
+// stop ends a process in order.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.Stop(); err != nil {
+		t.Errorf("%s ended with %v", p.Name, err)
 	}
-	_ = p.command.Process.Kill() // it may have ended by itself
-	_ = p.command.Wait()         // says that it was killed
-	p.command = nil
 }
 
 // processCluster is one of real processes: a log member and a frontend for each region, on loopback without delay.
 type processCluster struct {
+	*processes.Cluster
 	regions            []string
 	members, frontends []*process
 	// removed are members that are to be removed, and have not ended.
-	removed        []*process
-	binaries, data string
+	removed []*process
 	// memberFlags are those that members have beside their names and places.
 	memberFlags []string
 }
@@ -71,33 +43,36 @@ func newProcessCluster(t *testing.T, regions ...string) *processCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data := t.TempDir()
-	ports := freePorts(t, 2*len(regions))
-	var initial, log []string
-	for i, region := range regions {
-		initial = append(initial, "log-"+region+"="+ports[i])
-		log = append(log, ports[i])
+	laidOut, err := processes.New(directory, t.TempDir(), nil, regions...)
+	if err != nil {
+		t.Fatal(err)
 	}
-	c := &processCluster{regions: regions, binaries: directory, data: data}
-	for i, region := range regions {
-		c.members = append(c.members, c.newProcess("log-"+region, ports[i], "logsvc",
-			"--region", region, "--initial-cluster", strings.Join(initial, ",")))
-		c.frontends = append(c.frontends, c.newProcess("frontend-"+region, ports[len(regions)+i], "frontend",
-			"--region", region, "--log", strings.Join(log, ",")))
-	}
+	c := &processCluster{Cluster: laidOut, regions: regions, members: wrap(laidOut.Members), frontends: wrap(laidOut.Frontends)}
 	t.Cleanup(func() {
 		c.killAll()
 		if t.Failed() {
-			c.showOutputs(t)
+			processes.Show(t.Output(), unwrap(c.all()))
 		}
 	})
 	return c
 }
 
+func wrap(all []*processes.Process) (wrapped []*process) {
+	for _, p := range all {
+		wrapped = append(wrapped, &process{p})
+	}
+	return wrapped
+}
+
+func unwrap(all []*process) (unwrapped []*processes.Process) {
+	for _, p := range all {
+		unwrapped = append(unwrapped, p.Process)
+	}
+	return unwrapped
+}
+
 func (c *processCluster) newProcess(name, address, binary string, flags ...string) *process {
-	arguments := append([]string{filepath.Join(c.binaries, binary), "--name", name, "--listen", address,
-		"--data-dir", filepath.Join(c.data, name)}, flags...)
-	return &process{name: name, address: address, arguments: arguments, output: filepath.Join(c.data, name+".output")}
+	return &process{c.NewProcess(name, address, binary, flags...)}
 }
 
 // all are the processes that may run.
@@ -111,65 +86,24 @@ func (c *processCluster) startAll(t *testing.T) {
 }
 
 // killAll kills every process, the first before any has ended.
-func (c *processCluster) killAll() {
-	for _, p := range c.all() {
-		if p.command != nil {
-			_ = p.command.Process.Kill() // waited for below
-		}
-	}
-	for _, p := range c.all() {
-		p.kill()
-	}
-}
-
-func (c *processCluster) showOutputs(t *testing.T) {
-	for _, p := range c.all() {
-		output, err := os.ReadFile(p.output)
-		if err != nil {
-			t.Log(err)
-			continue
-		}
-		const shown = 8000
-		t.Logf("--- the last of what %s said:\n%s", p.name, output[max(0, len(output)-shown):])
-	}
-}
+func (c *processCluster) killAll() { processes.KillAll(unwrap(c.all())) }
 
 // leader returns the member that leads now, as it says itself.
 func (c *processCluster) leader(ctx context.Context) (*process, error) {
-	for _, p := range slices.Concat(c.members, c.removed) {
-		if p.command == nil {
-			continue
-		}
-		status, err := memberStatus(ctx, p.address)
-		if err == nil && status.GetLeaderId() != 0 && status.GetLeaderId() == status.GetHandshake().GetId() {
-			return p, nil
-		}
-	}
-	return nil, errors.New("no member says that it leads")
-}
-
-func memberStatus(ctx context.Context, address string) (*logv1.StatusResponse, error) {
-	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	all := slices.Concat(c.members, c.removed)
+	leader, err := processes.Leader(ctx, unwrap(all))
 	if err != nil {
 		return nil, err
 	}
-	defer connection.Close()
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	return logv1.NewLogServiceClient(connection).Status(ctx, &logv1.StatusRequest{})
+	return all[slices.IndexFunc(all, func(p *process) bool { return p.Process == leader })], nil
 }
 
 // freePorts returns addresses on loopback that nobody listened on a moment ago, all different.
 func freePorts(t *testing.T, count int) []string {
 	t.Helper()
-	var addresses []string
-	for range count {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(fmt.Errorf("find a free port: %w", err))
-		}
-		defer listener.Close()
-		addresses = append(addresses, listener.Addr().String())
+	addresses, err := processes.FreePorts(count)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return addresses
 }

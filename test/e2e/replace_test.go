@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/test/processes"
 )
 
 // The leader is replaced under load, by the commands that operators use: nothing that was acknowledged is lost, and the
@@ -24,7 +24,7 @@ func TestLeaderIsReplacedUnderLoad(t *testing.T) {
 	c.startAll(t)
 	var clients []*clientv3.Client
 	for _, p := range c.frontends {
-		clients = append(clients, newClient(t, p.address))
+		clients = append(clients, newClient(t, p.Address))
 	}
 	l := startLoad(t, c)
 	l.awaitProgress(t, 50)
@@ -34,8 +34,8 @@ func TestLeaderIsReplacedUnderLoad(t *testing.T) {
 		return err
 	})
 	began := time.Now()
-	c.replace(t, slices.Index(c.members, leader), leader.name+"-new", func(address string) string { return address })
-	t.Logf("replaced %s within %v", leader.name, time.Since(began))
+	c.replace(t, slices.Index(c.members, leader), leader.Name+"-new", func(address string) string { return address })
+	t.Logf("replaced %s within %v", leader.Name, time.Since(began))
 	l.awaitProgress(t, 50)
 	l.end()
 	l.check(t, clients)
@@ -52,18 +52,18 @@ func (c *processCluster) replace(t *testing.T, i int, name string, reached func(
 	old, region := c.members[i], c.regions[i]
 	var join []string
 	for _, p := range c.members {
-		join = append(join, p.address)
+		join = append(join, p.Address)
 	}
 	p := c.newProcess(name, freePorts(t, 1)[0], "logsvc", "--region", region, "--join", strings.Join(join, ","))
-	p.arguments = append(p.arguments, c.memberFlags...)
+	p.Arguments = append(p.Arguments, c.memberFlags...)
 	c.change(t, func(m *logv1.Membership) bool { return memberNamed(m, name) != nil },
-		"add", name, reached(p.address), region)
+		"add", name, reached(p.Address), region)
 	c.members[i] = p
 	c.removed = []*process{old}
 	p.start(t)
 	c.change(t, func(m *logv1.Membership) bool { return memberNamed(m, name).GetRole() == logv1.Member_ROLE_VOTER },
 		"promote", name)
-	c.change(t, func(m *logv1.Membership) bool { return memberNamed(m, old.name) == nil }, "remove", old.name)
+	c.change(t, func(m *logv1.Membership) bool { return memberNamed(m, old.Name) == nil }, "remove", old.Name)
 	old.awaitExit(t, exitRemoved)
 	c.removed = nil
 }
@@ -76,20 +76,20 @@ func (c *processCluster) change(t *testing.T, done func(*logv1.Membership) bool,
 	t.Helper()
 	var endpoints []string
 	for _, p := range c.frontends {
-		endpoints = append(endpoints, p.address)
+		endpoints = append(endpoints, p.Address)
 	}
 	eventually(t, strings.Join(arguments, " "), func(ctx context.Context) error {
 		leader, err := c.leader(ctx)
 		if err != nil {
 			return err
 		}
-		status, err := memberStatus(ctx, leader.address)
+		status, err := processes.MemberStatus(ctx, leader.Address)
 		if err != nil || done(status.GetMembership()) {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		command := exec.CommandContext(ctx, filepath.Join(c.binaries, "kvctl"),
+		command := exec.CommandContext(ctx, filepath.Join(c.Binaries, "kvctl"),
 			append([]string{"--endpoints", strings.Join(endpoints, ","), "log", "member"}, arguments...)...)
 		if output, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("kvctl: %w: %s", err, output)
@@ -110,28 +110,18 @@ func memberNamed(membership *logv1.Membership, name string) *logv1.Member {
 // awaitExit waits until a process has ended by itself.
 func (p *process) awaitExit(t *testing.T, code int) {
 	t.Helper()
-	ended := make(chan error, 1)
-	go func() { ended <- p.command.Wait() }()
-	select {
-	case err := <-ended:
-		p.command = nil
-		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != code {
-			t.Errorf("%s ended with %v, want exit code %d", p.name, err, code)
-		}
-	case <-time.After(patience):
-		_ = p.command.Process.Kill()
-		<-ended
-		p.command = nil
-		t.Errorf("%s did not end within %v", p.name, patience)
+	err := p.Wait(patience)
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != code {
+		t.Errorf("%s ended with %v, want exit code %d", p.Name, err, code)
 	}
 }
 
-// said counts the lines of a process's output that hold a text.
+// said counts how often a process's output holds a text.
 func (p *process) said(t *testing.T, text string) int {
 	t.Helper()
-	output, err := os.ReadFile(p.output)
+	count, err := p.Said(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Count(string(output), text)
+	return count
 }

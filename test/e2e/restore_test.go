@@ -14,13 +14,11 @@ import (
 // flagOf finds what a process is started with.
 func flagOf(t *testing.T, p *process, flag string) string {
 	t.Helper()
-	for i, argument := range p.arguments[:len(p.arguments)-1] {
-		if argument == flag {
-			return p.arguments[i+1]
-		}
+	value, ok := p.Flag(flag)
+	if !ok {
+		t.Fatalf("%s has no %s", p.Name, flag)
 	}
-	t.Fatalf("%s has no %s", p.name, flag)
-	return ""
+	return value
 }
 
 // A cluster that was restored has the data of the old one, gives nothing out twice, tells who knew the old one that history
@@ -28,7 +26,7 @@ func flagOf(t *testing.T, p *process, flag string) string {
 func TestRestoreABackup(t *testing.T) {
 	old := newProcessCluster(t, "us", "eu", "ap")
 	old.startAll(t)
-	client := newClient(t, old.frontends[0].address)
+	client := newClient(t, old.frontends[0].Address)
 	const keys = 50
 	for i := range 2 * keys {
 		eventually(t, "a put", func(ctx context.Context) error {
@@ -43,7 +41,7 @@ func TestRestoreABackup(t *testing.T) {
 	if _, err := client.Put(t.Context(), "leased", "me", clientv3.WithLease(granted.ID)); err != nil {
 		t.Fatal(err)
 	}
-	at := []string{"--endpoints", old.frontends[0].address}
+	at := []string{"--endpoints", old.frontends[0].Address}
 	kvctl(t, append(at, "id", "sequence", "invoices", "--count", "7")...)
 	once := kvctl(t, append(at, "put", "once", "only", "--request-id", "1-once")...)
 	backup := filepath.Join(t.TempDir(), "backup")
@@ -65,7 +63,7 @@ func TestRestoreABackup(t *testing.T) {
 	for _, p := range append(c.members, us) {
 		p.start(t)
 	}
-	client = newClient(t, us.address)
+	client = newClient(t, us.Address)
 	var after *clientv3.GetResponse
 	eventually(t, "us serves", func(ctx context.Context) (err error) {
 		after, err = client.Get(ctx, "", clientv3.WithPrefix())
@@ -89,7 +87,7 @@ func TestRestoreABackup(t *testing.T) {
 			t.Errorf("a watch from revision %d: %+v, %v", from, answer, answer.Err())
 		}
 	}
-	at = []string{"--endpoints", us.address}
+	at = []string{"--endpoints", us.Address}
 	if again := kvctl(t, append(at, "put", "once", "only", "--request-id", "1-once")...); again != once {
 		t.Errorf("a request that the backup holds was answered %q, and now %q", once, again)
 	}
@@ -112,8 +110,8 @@ func TestRestoreABackup(t *testing.T) {
 	eu.start(t)
 	hasAll := func(p *process) {
 		t.Helper()
-		other := newClient(t, p.address)
-		eventually(t, p.name+" has everything", func(ctx context.Context) error {
+		other := newClient(t, p.Address)
+		eventually(t, p.Name+" has everything", func(ctx context.Context) error {
 			got, err := other.Get(ctx, "", clientv3.WithPrefix(), clientv3.WithCountOnly())
 			if err == nil && got.Count != int64(len(before.Kvs))+1 {
 				err = fmt.Errorf("%d keys, want %d", got.Count, len(before.Kvs)+1)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -24,9 +23,8 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/client"
-	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/internal/wan"
-	"github.com/logmirror/logmirror/logservice/segment"
+	"github.com/logmirror/logmirror/test/processes"
 )
 
 var (
@@ -48,12 +46,12 @@ func TestSoak(t *testing.T) {
 	c.joinOver(t, network)
 	c.memberFlags = []string{"--segment-bytes", "65536", "--checkpoint-log-bytes", "262144", "--log-tail-bytes", "131072"}
 	for _, p := range c.members {
-		p.arguments = append(p.arguments, c.memberFlags...)
+		p.Arguments = append(p.Arguments, c.memberFlags...)
 	}
 	c.startAll(t)
 	var clients []*clientv3.Client
 	for _, p := range c.frontends {
-		clients = append(clients, newClient(t, p.address))
+		clients = append(clients, newClient(t, p.Address))
 	}
 	l := startLoad(t, c)
 	once := startOnce(t, c)
@@ -152,10 +150,10 @@ func (s *soak) rest(most time.Duration) time.Duration {
 func (s *soak) one(processes []*process) *process { return processes[s.random.IntN(len(processes))] }
 
 func (s *soak) restart(p *process) (string, bool) {
-	p.kill()
+	p.Kill()
 	down := s.rest(2 * time.Second)
 	p.start(s.t)
-	return fmt.Sprintf("%s, down for %v", p.name, down), true
+	return fmt.Sprintf("%s, down for %v", p.Name, down), true
 }
 
 func (s *soak) killMember() (string, bool)   { return s.restart(s.one(s.cluster.members)) }
@@ -171,14 +169,14 @@ func (s *soak) killLeader() (string, bool) {
 
 func (s *soak) pauseMember() (string, bool) {
 	p := s.one(s.cluster.members)
-	if err := p.command.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		s.t.Fatal(err)
 	}
 	paused := s.rest(3 * time.Second)
-	if err := p.command.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := p.Signal(syscall.SIGCONT); err != nil {
 		s.t.Fatal(err)
 	}
-	return fmt.Sprintf("%s for %v", p.name, paused), true
+	return fmt.Sprintf("%s for %v", p.Name, paused), true
 }
 
 func (s *soak) cutOff() (string, bool) {
@@ -204,11 +202,11 @@ func (s *soak) transfer() (string, bool) {
 		return err.Error(), false
 	}
 	target := s.one(s.cluster.members)
-	status, err := memberStatus(s.t.Context(), target.address)
+	status, err := processes.MemberStatus(s.t.Context(), target.Address)
 	if err != nil {
 		return err.Error(), false
 	}
-	connection, err := grpc.NewClient(leader.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	connection, err := grpc.NewClient(leader.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -217,25 +215,25 @@ func (s *soak) transfer() (string, bool) {
 	defer cancel()
 	_, err = logv1.NewLogServiceClient(connection).TransferLeadership(ctx,
 		&logv1.TransferLeadershipRequest{TargetId: status.GetHandshake().GetId()})
-	return fmt.Sprintf("from %s to %s: %v", leader.name, target.name, err), err == nil
+	return fmt.Sprintf("from %s to %s: %v", leader.Name, target.Name, err), err == nil
 }
 
 // keepAway kills a member, and starts it again once the others have trimmed what it needs.
 func (s *soak) keepAway() (string, bool) {
 	p := s.one(s.cluster.members)
-	status, err := memberStatus(s.t.Context(), p.address)
+	status, err := processes.MemberStatus(s.t.Context(), p.Address)
 	if err != nil {
 		return err.Error(), false
 	}
 	last := status.GetLastIndex()
-	p.kill()
+	p.Kill()
 	killed := time.Now()
 	for _, other := range s.cluster.members {
 		if other == p {
 			continue
 		}
-		eventually(s.t, other.name+" trims what "+p.name+" needs", func(ctx context.Context) error {
-			status, err := memberStatus(ctx, other.address)
+		eventually(s.t, other.Name+" trims what "+p.Name+" needs", func(ctx context.Context) error {
+			status, err := processes.MemberStatus(ctx, other.Address)
 			// Up to the kill it may have got entries beyond what it told.
 			if err == nil && status.GetFirstIndex() <= last+1000 {
 				err = fmt.Errorf("its log begins at %d, the other ended at %d", status.GetFirstIndex(), last)
@@ -246,13 +244,13 @@ func (s *soak) keepAway() (string, bool) {
 	away := time.Since(killed)
 	before := p.said(s.t, installedSnapshot)
 	p.start(s.t)
-	eventually(s.t, p.name+" comes back through a snapshot", func(context.Context) error {
+	eventually(s.t, p.Name+" comes back through a snapshot", func(context.Context) error {
 		if p.said(s.t, installedSnapshot) == before {
 			return errors.New("it has installed none")
 		}
 		return nil
 	})
-	return fmt.Sprintf("%s for %v", p.name, away), true
+	return fmt.Sprintf("%s for %v", p.Name, away), true
 }
 
 const installedSnapshot = "installed a snapshot"
@@ -269,18 +267,18 @@ func (s *soak) replaceMember() (string, bool) {
 		return serveProxy(s.t, s.network.Region("elsewhere"), address)
 	})
 	s.everMembers = append(s.everMembers, s.cluster.members[i])
-	return fmt.Sprintf("%s by %s within %v", old.name, name, time.Since(began)), true
+	return fmt.Sprintf("%s by %s within %v", old.Name, name, time.Since(began)), true
 }
 
 // joinOver lets members reach each other over a network of regions, before they are started: each dials its own proxies.
 func (c *processCluster) joinOver(t *testing.T, network *wan.Network) {
 	t.Helper()
 	for j, to := range c.members {
-		old := to.address
-		to.address = ownAddress(t, network.Region(c.regions[j]), "127.0.0.1:0")
+		old := to.Address
+		to.Address = ownAddress(t, network.Region(c.regions[j]), "127.0.0.1:0")
 		for _, p := range c.all() {
-			for k := range p.arguments {
-				p.arguments[k] = strings.ReplaceAll(p.arguments[k], old, to.address)
+			for k := range p.Arguments {
+				p.Arguments[k] = strings.ReplaceAll(p.Arguments[k], old, to.Address)
 			}
 		}
 	}
@@ -289,9 +287,9 @@ func (c *processCluster) joinOver(t *testing.T, network *wan.Network) {
 			if i == j {
 				continue
 			}
-			address := serveProxy(t, network.Region(c.regions[i]), to.address)
-			for k := range from.arguments {
-				from.arguments[k] = strings.ReplaceAll(from.arguments[k], to.name+"="+to.address, to.name+"="+address)
+			address := serveProxy(t, network.Region(c.regions[i]), to.Address)
+			for k := range from.Arguments {
+				from.Arguments[k] = strings.ReplaceAll(from.Arguments[k], to.Name+"="+to.Address, to.Name+"="+address)
 			}
 		}
 	}
@@ -326,7 +324,7 @@ func startOnce(t *testing.T, c *processCluster) *onceLoad {
 	l := &onceLoad{stop: stop, keys: make(map[string]bool)}
 	for i, region := range c.regions {
 		// The region's own frontend first; the others where it is down.
-		endpoints := []string{c.frontends[i].address, c.frontends[(i+1)%3].address, c.frontends[(i+2)%3].address}
+		endpoints := []string{c.frontends[i].Address, c.frontends[(i+1)%3].Address, c.frontends[(i+2)%3].Address}
 		connection, err := client.New(client.Config{Endpoints: endpoints})
 		if err != nil {
 			t.Fatal(err)
@@ -402,59 +400,16 @@ func (l *onceLoad) check(t *testing.T, clients []*clientv3.Client) {
 	}
 }
 
-// stop ends a process in order.
-func (p *process) stop(t *testing.T) {
-	t.Helper()
-	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.command.Wait(); err != nil {
-		t.Errorf("%s ended with %v", p.name, err)
-	}
-	p.command = nil
-}
-
 // compareLogs checks that the members' logs hold the same entries as far as each says that they are committed.
 func compareLogs(t *testing.T, members []*process) {
 	t.Helper()
-	type entry struct {
-		term uint64
-		hash [sha256.Size]byte
-	}
-	logs := make([]map[uint64]entry, len(members))
-	commits := make([]uint64, len(members))
+	ended := make([]*processes.Process, len(members))
 	for i, p := range members {
-		directory := filepath.Join(filepath.Dir(p.output), p.name, "log")
-		report, err := segment.Verify(disk.OS(), directory)
-		if err != nil {
-			t.Fatalf("%s: %v", p.name, err)
-		}
-		commits[i] = report.HardState.Commit
-		logs[i] = make(map[uint64]entry)
-		err = segment.Dump(disk.OS(), directory, func(record segment.DumpRecord) error {
-			if record.Frame != nil {
-				for _, e := range record.Frame.Entries {
-					logs[i][e.Index] = entry{e.Term, sha256.Sum256(append([]byte{e.Type}, e.Data...))}
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatalf("%s: %v", p.name, err)
-		}
-		t.Logf("%s: entries %d to %d, committed %d", p.name, report.FirstIndex, report.LastIndex, commits[i])
+		ended[i] = p.Process
 	}
-	compared := 0
-	for i := 1; i < len(members); i++ {
-		for index, mine := range logs[0] {
-			other, ok := logs[i][index]
-			if !ok || index > commits[0] || index > commits[i] {
-				continue
-			}
-			if compared++; mine != other {
-				t.Errorf("%s and %s differ at entry %d", members[0].name, members[i].name, index)
-			}
-		}
+	compared, err := processes.CompareLogs(ended)
+	if err != nil {
+		t.Error(err)
 	}
 	if compared == 0 {
 		t.Error("no entry could be compared")

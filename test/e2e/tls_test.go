@@ -25,16 +25,16 @@ func (c *processCluster) withCertificates(t *testing.T) (directory string) {
 	directory = filepath.Join(t.TempDir(), "certs")
 	arguments := []string{"certs", directory, "--operator", "admin", "--client", "app"}
 	for _, p := range c.members {
-		arguments = append(arguments, "--member", p.name+"=127.0.0.1")
+		arguments = append(arguments, "--member", p.Name+"=127.0.0.1")
 	}
 	for _, p := range c.frontends {
-		arguments = append(arguments, "--frontend", p.name+"=127.0.0.1")
+		arguments = append(arguments, "--frontend", p.Name+"=127.0.0.1")
 	}
 	kvctl(t, arguments...)
 	authority := filepath.Join(directory, "authority.pem")
 	for _, p := range c.all() {
-		certificate, key := filepath.Join(directory, p.name+".pem"), filepath.Join(directory, p.name+"-key.pem")
-		p.arguments = append(p.arguments, "--cert", certificate, "--key", key, "--client-ca", authority,
+		certificate, key := filepath.Join(directory, p.Name+".pem"), filepath.Join(directory, p.Name+"-key.pem")
+		p.Arguments = append(p.Arguments, "--cert", certificate, "--key", key, "--client-ca", authority,
 			"--peer-cert", certificate, "--peer-key", key, "--peer-ca", authority)
 	}
 	return directory
@@ -88,7 +88,7 @@ func TestCertificatesGiveRoles(t *testing.T) {
 	certs := c.withCertificates(t)
 	c.startAll(t)
 	flagsOf := func(name string) []string {
-		return []string{"--endpoints", c.frontends[0].address, "--cacert", filepath.Join(certs, "authority.pem"),
+		return []string{"--endpoints", c.frontends[0].Address, "--cacert", filepath.Join(certs, "authority.pem"),
 			"--cert", filepath.Join(certs, name+".pem"), "--key", filepath.Join(certs, name+"-key.pem")}
 	}
 	eventually(t, "a put", func(context.Context) error {
@@ -104,7 +104,7 @@ func TestCertificatesGiveRoles(t *testing.T) {
 	}
 	kvctl(t, append(flagsOf("admin"), "log", "transfer", "log-eu")...)
 
-	address := c.members[0].address
+	address := c.members[0].Address
 	appendAs := func(name string, handshake *logv1.Handshake) error {
 		stream, err := logv1.NewLogServiceClient(as(t, certs, name, address)).Append(t.Context())
 		if err == nil {

@@ -81,6 +81,7 @@ func (c *cluster) want(part string, code int, in string, arguments ...string) {
 
 func TestCommands(t *testing.T) {
 	c := startCluster(t, t.TempDir())
+	c.want("serves", exitOK, "", "health")
 	c.want("OK, revision 2", exitOK, "", "put", "greeting", "hello")
 	c.want("hello\n", exitOK, "", "get", "greeting")
 	c.want("was: hello", exitOK, "from standard input", "put", "greeting", "--prev")
@@ -200,6 +201,7 @@ func TestWrongCommandLines(t *testing.T) {
 	c.want("lease not found", exitNotFound, "", "put", "x", "y", "--lease", "7")
 	away := &cluster{t: t, address: "127.0.0.1:1"}
 	away.want("make run", exitUnavailable, "", "get", "x", "--timeout", "5s")
+	away.want("does not answer", exitUnavailable, "", "health", "--timeout", "5s")
 	away.want("make run", exitUnavailable, "", "put", "x", "y", "--timeout", "5s") // never sent: not applied
 }
 

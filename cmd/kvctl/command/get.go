@@ -39,6 +39,7 @@ func newGet(o *options) *cobra.Command {
 						o.line("lease            %s", leaseHex(kv.GetLease()))
 						o.line("answered by      %s in %s at log index %d", answer.GetHeader().GetFrontend(),
 							answer.GetHeader().GetRegion(), answer.GetHeader().GetLogIndex())
+						o.line("age              %s", ageText(answer.GetHeader()))
 					default:
 						o.line("%s", kv.GetValue())
 					}
@@ -51,6 +52,6 @@ func newGet(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().Int64Var(&revision, "rev", 0, "as of this `revision`")
-	c.Flags().BoolVar(&details, "details", false, "print revisions, version and lease too")
+	c.Flags().BoolVar(&details, "details", false, "print revisions, version, lease, who answered, and how old the state may be that the answer is from")
 	return c
 }

@@ -144,28 +144,51 @@ func newLeaseList(o *options) *cobra.Command {
 		Short: "List all leases and who owns them",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return o.call(c, func(ctx context.Context, connection *client.Client) error {
-				answer, err := connection.ListLeases(ctx, &kvv1.ListLeasesRequest{})
+			connection, err := o.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			defer connection.Close()
+			request := &kvv1.ListLeasesRequest{PageSize: leasesPage}
+			for {
+				page, err := o.listLeases(c.Context(), connection, request)
 				if err != nil {
 					return err
 				}
-				for _, lease := range answer.GetLeases() {
-					owner := "orphan"
-					if lease.GetOwner() != "" {
-						owner = lease.GetOwner() + " in " + lease.GetOwnerRegion()
-					}
-					err := o.print(map[string]any{
-						"id": leaseHex(lease.GetId()), "granted_ttl_seconds": lease.GetGrantedTtlSeconds(), "owner": lease.GetOwner(),
-						"owner_region": lease.GetOwnerRegion(), "keys": lease.GetKeys(),
-					}, func() {
-						o.line("%s\t%d s\t%d keys\t%s", leaseHex(lease.GetId()), lease.GetGrantedTtlSeconds(), lease.GetKeys(), owner)
-					})
-					if err != nil {
-						return err
-					}
+				if request.PageToken = page.GetNextPageToken(); request.PageToken == "" {
+					return nil
 				}
-				return nil
-			})
+			}
 		},
 	}
+}
+
+// leasesPage is the number of leases asked for at a time.
+const leasesPage = 10_000
+
+func (o *options) listLeases(
+	ctx context.Context, connection *client.Client, request *kvv1.ListLeasesRequest,
+) (*kvv1.ListLeasesResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	page, err := connection.ListLeases(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	for _, lease := range page.GetLeases() {
+		owner := "orphan"
+		if lease.GetOwner() != "" {
+			owner = lease.GetOwner() + " in " + lease.GetOwnerRegion()
+		}
+		err := o.print(map[string]any{
+			"id": leaseHex(lease.GetId()), "granted_ttl_seconds": lease.GetGrantedTtlSeconds(), "owner": lease.GetOwner(),
+			"owner_region": lease.GetOwnerRegion(), "keys": lease.GetKeys(),
+		}, func() {
+			o.line("%s\t%d s\t%d keys\t%s", leaseHex(lease.GetId()), lease.GetGrantedTtlSeconds(), lease.GetKeys(), owner)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return page, nil
 }

@@ -21,8 +21,8 @@ import (
 
 // newLog groups what looks at or steers the log service.
 func newLog(o *options) *cobra.Command {
-	c := &cobra.Command{Use: "log", Short: "Steer the log service: leadership, members, checkpoints; check and dump a stopped member's files"}
-	c.AddCommand(newLogTransfer(o), newLogMember(o), newLogStatus(o), newLogCheckpoint(o), newLogVerify(o), newLogDump(o))
+	c := &cobra.Command{Use: "log", Short: "Steer the log service: leadership, members, checkpoints; check, dump and recover stopped members' files"}
+	c.AddCommand(newLogTransfer(o), newLogMember(o), newLogStatus(o), newLogCheckpoint(o), newLogVerify(o), newLogDump(o), newLogRecover(o))
 	return c
 }
 
@@ -59,19 +59,24 @@ func newLogTransfer(o *options) *cobra.Command {
 
 // callMember calls a log member itself.
 func (o *options) callMember(address string, do func(logv1.LogServiceClient) error) error {
-	credentials, err := o.tls.Client(nil)
-	if err != nil {
-		return exitError{exitUsage, err}
-	}
-	if credentials == nil {
-		credentials = insecure.NewCredentials()
-	}
-	direct, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials))
+	direct, err := o.dialOne(address)
 	if err != nil {
 		return err
 	}
 	defer direct.Close()
 	return do(logv1.NewLogServiceClient(direct))
+}
+
+// dialOne returns a connection to one process, whoever else there is.
+func (o *options) dialOne(address string) (*grpc.ClientConn, error) {
+	credentials, err := o.tls.Client(nil)
+	if err != nil {
+		return nil, exitError{exitUsage, err}
+	}
+	if credentials == nil {
+		credentials = insecure.NewCredentials()
+	}
+	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials))
 }
 
 func findMember(members []*kvv1.LogMemberStatus, name string) (*kvv1.LogMemberStatus, error) {

@@ -91,7 +91,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 		Use:           "kvctl",
 		Short:         "Work with a logmirror cluster",
 		Long:          "kvctl works with a logmirror cluster through the frontend of a region.\n\n" + exitCodesHelp,
-		Version:       version.String(),
+		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
@@ -119,7 +119,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringVar(&o.tls.Authority, "cacert", "", "authority `file` that the frontend's certificate must be signed by")
 	root.AddCommand(
 		newPut(o), newGet(o), newList(o), newDelete(o), newCompareAndSwap(o), newTxn(o), newWatch(o), newLease(o),
-		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
+		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newHealth(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
 		newSettings(o), newSnapshot(o), newCerts(o),
 	)
 	for _, c := range allCommands(root) {
@@ -268,6 +268,14 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
+// innermost returns the status as it was answered, without what a client's retries put before it.
+func innermost(err error) *status.Status {
+	if answered := interface{ GRPCStatus() *status.Status }(nil); errors.As(err, &answered) {
+		return answered.GRPCStatus()
+	}
+	return status.Convert(err)
+}
+
 // explain says what happened and what to do about it.
 func explain(err error) string {
 	s, ok := status.FromError(err)
@@ -281,7 +289,14 @@ func explain(err error) string {
 				return s.Message()
 			}
 		}
-		return s.Message() + "\nIs a cluster running (make run), and do --endpoints name its frontends?"
+		if exit := (exitError{}); errors.As(err, &exit) {
+			return s.Message() // it says itself what it means
+		}
+		message := innermost(err).Message()
+		if strings.Contains(message, "connection error") || strings.Contains(message, "name resolver error") {
+			return message + "\nIs a cluster running (make run), and do --endpoints name its frontends?"
+		}
+		return message + "\nThe frontend answers, and tells what keeps it from more: see kvctl status."
 	case codes.DeadlineExceeded:
 		if hasReason(err, "APPLIED") {
 			return s.Message()

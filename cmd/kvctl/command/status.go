@@ -42,13 +42,9 @@ func newStatus(o *options) *cobra.Command {
 
 func (o *options) printStatus(s *kvv1.StatusResponse) {
 	header := s.GetHeader()
-	age := "unknown"
-	if header.GetAgeMicroseconds() >= 0 {
-		age = (time.Duration(header.GetAgeMicroseconds()) * time.Microsecond).Round(time.Millisecond).String()
-	}
 	o.line("cluster    %016x, epoch %d", header.GetClusterId(), header.GetEpoch())
 	o.line("answered   %s in %s (incarnation %d, version %s)", header.GetFrontend(), header.GetRegion(), header.GetIncarnation(), s.GetVersion())
-	o.line("state      log index %d, revision %d (compacted to %d), at most %s old", header.GetLogIndex(), header.GetRevision(), s.GetCompactRevision(), age)
+	o.line("state      log index %d, revision %d (compacted to %d), %s", header.GetLogIndex(), header.GetRevision(), s.GetCompactRevision(), ageText(header))
 	o.line("holds      %d keys, %d leases, %d watchers, %s of %s", s.GetKeys(), s.GetLeases(), s.GetWatchers(), bytesText(s.GetSizeBytes()), bytesText(s.GetQuotaBytes()))
 	for _, reason := range s.GetDegraded() {
 		o.line("DEGRADED   %s", reason)
@@ -76,6 +72,15 @@ func (o *options) printStatus(s *kvv1.StatusResponse) {
 	if err := table.Flush(); err != nil {
 		fmt.Fprintln(o.err, err)
 	}
+}
+
+// ageText says how old the state is that an answer is from.
+func ageText(header *kvv1.ResponseHeader) string {
+	if header.GetAgeMicroseconds() < 0 {
+		return "of unknown age"
+	}
+	age := time.Duration(header.GetAgeMicroseconds()) * time.Microsecond
+	return fmt.Sprintf("at most %v old", age.Round(time.Millisecond))
 }
 
 func roleText(m *kvv1.LogMemberStatus) string {

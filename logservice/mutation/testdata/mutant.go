@@ -7,8 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/quorum"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
@@ -145,4 +148,22 @@ func mutantClone(copied, shared []*raftpb.Entry) []*raftpb.Entry {
 		return shared
 	}
 	return copied
+}
+
+// mutantProbe empties the appends with which a leader looks for the end of what a member's log has in common with its own: as
+// right as what raft does, which is to send entries with them.
+func mutantProbe(m *Member, message *raftpb.Message) *raftpb.Message {
+	if message.GetType() != raftpb.MsgApp || !mutant("probes-are-empty") {
+		return message
+	}
+	probing := false
+	m.raft.WithProgress(func(id uint64, _ raft.ProgressType, progress tracker.Progress) {
+		probing = probing || id == message.GetTo() && progress.State == tracker.StateProbe
+	})
+	if !probing {
+		return message
+	}
+	message = proto.CloneOf(message)
+	message.Entries = nil
+	return message
 }

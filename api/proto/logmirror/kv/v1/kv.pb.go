@@ -3266,7 +3266,11 @@ func (x *TimeToLiveResponse) GetKeys() [][]byte {
 }
 
 type ListLeasesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most this many leases in one answer; zero for 1,000, at most 10,000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the answer before.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3301,10 +3305,26 @@ func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
 	return file_logmirror_kv_v1_kv_proto_rawDescGZIP(), []int{38}
 }
 
+func (x *ListLeasesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLeasesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListLeasesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Header        *ResponseHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	Leases        []*LeaseStatus         `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Header *ResponseHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Leases []*LeaseStatus         `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
+	// Empty after the last page.
+	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3351,6 +3371,13 @@ func (x *ListLeasesResponse) GetLeases() []*LeaseStatus {
 		return x.Leases
 	}
 	return nil
+}
+
+func (x *ListLeasesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type LeaseStatus struct {
@@ -5286,11 +5313,15 @@ const file_logmirror_kv_v1_kv_proto_rawDesc = "" +
 	"\vttl_seconds\x18\x03 \x01(\x03R\n" +
 	"ttlSeconds\x12.\n" +
 	"\x13granted_ttl_seconds\x18\x04 \x01(\x03R\x11grantedTtlSeconds\x12\x12\n" +
-	"\x04keys\x18\x05 \x03(\fR\x04keys\"\x13\n" +
-	"\x11ListLeasesRequest\"\x83\x01\n" +
+	"\x04keys\x18\x05 \x03(\fR\x04keys\"O\n" +
+	"\x11ListLeasesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\xab\x01\n" +
 	"\x12ListLeasesResponse\x127\n" +
 	"\x06header\x18\x01 \x01(\v2\x1f.logmirror.kv.v1.ResponseHeaderR\x06header\x124\n" +
-	"\x06leases\x18\x02 \x03(\v2\x1c.logmirror.kv.v1.LeaseStatusR\x06leases\"\x9a\x01\n" +
+	"\x06leases\x18\x02 \x03(\v2\x1c.logmirror.kv.v1.LeaseStatusR\x06leases\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\x9a\x01\n" +
 	"\vLeaseStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12.\n" +
 	"\x13granted_ttl_seconds\x18\x02 \x01(\x03R\x11grantedTtlSeconds\x12\x14\n" +

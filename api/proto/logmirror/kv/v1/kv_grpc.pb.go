@@ -544,7 +544,8 @@ type LeaseServiceClient interface {
 	KeepAlive(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[KeepAliveRequest, KeepAliveResponse], error)
 	// TimeToLive tells how long a lease has left, asking its owner.
 	TimeToLive(ctx context.Context, in *TimeToLiveRequest, opts ...grpc.CallOption) (*TimeToLiveResponse, error)
-	// ListLeases lists all leases.
+	// ListLeases lists leases by id, a page at a time. Pages are each of the moment they are asked for: a lease that comes or
+	// goes between two of them may be listed or not.
 	ListLeases(ctx context.Context, in *ListLeasesRequest, opts ...grpc.CallOption) (*ListLeasesResponse, error)
 }
 
@@ -624,7 +625,8 @@ type LeaseServiceServer interface {
 	KeepAlive(grpc.BidiStreamingServer[KeepAliveRequest, KeepAliveResponse]) error
 	// TimeToLive tells how long a lease has left, asking its owner.
 	TimeToLive(context.Context, *TimeToLiveRequest) (*TimeToLiveResponse, error)
-	// ListLeases lists all leases.
+	// ListLeases lists leases by id, a page at a time. Pages are each of the moment they are asked for: a lease that comes or
+	// goes between two of them may be listed or not.
 	ListLeases(context.Context, *ListLeasesRequest) (*ListLeasesResponse, error)
 	mustEmbedUnimplementedLeaseServiceServer()
 }

@@ -159,7 +159,7 @@ func (x AppendRejection_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AppendRejection_Reason.Descriptor instead.
 func (AppendRejection_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{11, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type DigestVerdict_Verdict int32
@@ -210,7 +210,7 @@ func (x DigestVerdict_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DigestVerdict_Verdict.Descriptor instead.
 func (DigestVerdict_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type Member_Role int32
@@ -259,7 +259,7 @@ func (x Member_Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Member_Role.Descriptor instead.
 func (Member_Role) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34, 0}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // Envelope is the data of one log entry.
@@ -673,7 +673,10 @@ type Entry struct {
 	Term uint64    `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	Kind EntryKind `protobuf:"varint,3,opt,name=kind,proto3,enum=logmirror.log.v1.EntryKind" json:"kind,omitempty"`
 	// An encoded Envelope; empty for the kinds that have none.
-	Envelope      []byte `protobuf:"bytes,4,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Envelope []byte `protobuf:"bytes,4,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	// Traces that the entry is part of, where the member that sends it knows of them: no part of the log, and any may be
+	// missing. At most 8.
+	Traces        []*TraceContext `protobuf:"bytes,5,rep,name=traces,proto3" json:"traces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -736,6 +739,77 @@ func (x *Entry) GetEnvelope() []byte {
 	return nil
 }
 
+func (x *Entry) GetTraces() []*TraceContext {
+	if x != nil {
+		return x.Traces
+	}
+	return nil
+}
+
+// TraceContext names a span of a sampled trace, as W3C Trace Context does: what is done for it elsewhere is its child. It
+// has nothing for traces that are not sampled, as they are not carried.
+type TraceContext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first and the last 8 bytes of the trace's id, big-endian.
+	TraceIdHigh uint64 `protobuf:"fixed64,1,opt,name=trace_id_high,json=traceIdHigh,proto3" json:"trace_id_high,omitempty"`
+	TraceIdLow  uint64 `protobuf:"fixed64,2,opt,name=trace_id_low,json=traceIdLow,proto3" json:"trace_id_low,omitempty"`
+	// Big-endian, too.
+	SpanId        uint64 `protobuf:"fixed64,3,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceContext) Reset() {
+	*x = TraceContext{}
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceContext) ProtoMessage() {}
+
+func (x *TraceContext) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceContext.ProtoReflect.Descriptor instead.
+func (*TraceContext) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TraceContext) GetTraceIdHigh() uint64 {
+	if x != nil {
+		return x.TraceIdHigh
+	}
+	return 0
+}
+
+func (x *TraceContext) GetTraceIdLow() uint64 {
+	if x != nil {
+		return x.TraceIdLow
+	}
+	return 0
+}
+
+func (x *TraceContext) GetSpanId() uint64 {
+	if x != nil {
+		return x.SpanId
+	}
+	return 0
+}
+
 // Handshake is the first message of each direction of every stream between parts. A part that is told of another
 // cluster or epoch than its own refuses with FAILED_PRECONDITION and says both.
 type Handshake struct {
@@ -755,7 +829,7 @@ type Handshake struct {
 
 func (x *Handshake) Reset() {
 	*x = Handshake{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +841,7 @@ func (x *Handshake) String() string {
 func (*Handshake) ProtoMessage() {}
 
 func (x *Handshake) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[7]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +854,7 @@ func (x *Handshake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handshake.ProtoReflect.Descriptor instead.
 func (*Handshake) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Handshake) GetClusterId() uint64 {
@@ -829,7 +903,7 @@ type AppendRequest struct {
 
 func (x *AppendRequest) Reset() {
 	*x = AppendRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +915,7 @@ func (x *AppendRequest) String() string {
 func (*AppendRequest) ProtoMessage() {}
 
 func (x *AppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[8]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +928,7 @@ func (x *AppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
 func (*AppendRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AppendRequest) GetHandshake() *Handshake {
@@ -875,17 +949,20 @@ func (x *AppendRequest) GetProposals() []*Proposal {
 type Proposal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// OPEN_SESSION, BATCH or TICK.
-	Kind          EntryKind `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.log.v1.EntryKind" json:"kind,omitempty"`
-	Session       uint64    `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
-	Seq           uint64    `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
-	Payload       []byte    `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	Kind    EntryKind `protobuf:"varint,1,opt,name=kind,proto3,enum=logmirror.log.v1.EntryKind" json:"kind,omitempty"`
+	Session uint64    `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Seq     uint64    `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	Payload []byte    `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	// Traces of the commands in a BATCH. They go with the proposal and its entry from part to part and never into the log.
+	// At most 8; members forget any beyond.
+	Traces        []*TraceContext `protobuf:"bytes,5,rep,name=traces,proto3" json:"traces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +974,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[9]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +987,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Proposal) GetKind() EntryKind {
@@ -941,6 +1018,13 @@ func (x *Proposal) GetPayload() []byte {
 	return nil
 }
 
+func (x *Proposal) GetTraces() []*TraceContext {
+	if x != nil {
+		return x.Traces
+	}
+	return nil
+}
+
 type AppendResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First message of the stream only.
@@ -954,7 +1038,7 @@ type AppendResponse struct {
 
 func (x *AppendResponse) Reset() {
 	*x = AppendResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[10]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1050,7 @@ func (x *AppendResponse) String() string {
 func (*AppendResponse) ProtoMessage() {}
 
 func (x *AppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[10]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1063,7 @@ func (x *AppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
 func (*AppendResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AppendResponse) GetHandshake() *Handshake {
@@ -1010,7 +1094,7 @@ type AppendRejection struct {
 
 func (x *AppendRejection) Reset() {
 	*x = AppendRejection{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1106,7 @@ func (x *AppendRejection) String() string {
 func (*AppendRejection) ProtoMessage() {}
 
 func (x *AppendRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1119,7 @@ func (x *AppendRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRejection.ProtoReflect.Descriptor instead.
 func (*AppendRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AppendRejection) GetKind() EntryKind {
@@ -1089,7 +1173,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1185,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1198,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TailRequest) GetHandshake() *Handshake {
@@ -1162,7 +1246,7 @@ type TailResponse struct {
 
 func (x *TailResponse) Reset() {
 	*x = TailResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1258,7 @@ func (x *TailResponse) String() string {
 func (*TailResponse) ProtoMessage() {}
 
 func (x *TailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1271,7 @@ func (x *TailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailResponse.ProtoReflect.Descriptor instead.
 func (*TailResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TailResponse) GetHandshake() *Handshake {
@@ -1237,7 +1321,7 @@ type ReadRoundRequest struct {
 
 func (x *ReadRoundRequest) Reset() {
 	*x = ReadRoundRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1333,7 @@ func (x *ReadRoundRequest) String() string {
 func (*ReadRoundRequest) ProtoMessage() {}
 
 func (x *ReadRoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1346,7 @@ func (x *ReadRoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRoundRequest.ProtoReflect.Descriptor instead.
 func (*ReadRoundRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadRoundRequest) GetHandshake() *Handshake {
@@ -1294,7 +1378,7 @@ type ReadRoundResponse struct {
 
 func (x *ReadRoundResponse) Reset() {
 	*x = ReadRoundResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1390,7 @@ func (x *ReadRoundResponse) String() string {
 func (*ReadRoundResponse) ProtoMessage() {}
 
 func (x *ReadRoundResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1403,7 @@ func (x *ReadRoundResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRoundResponse.ProtoReflect.Descriptor instead.
 func (*ReadRoundResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReadRoundResponse) GetHandshake() *Handshake {
@@ -1365,7 +1449,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1461,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1474,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReportRequest) GetHandshake() *Handshake {
@@ -1433,7 +1517,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1529,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1542,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportResponse) GetHandshake() *Handshake {
@@ -1497,7 +1581,7 @@ type DigestReport struct {
 
 func (x *DigestReport) Reset() {
 	*x = DigestReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1593,7 @@ func (x *DigestReport) String() string {
 func (*DigestReport) ProtoMessage() {}
 
 func (x *DigestReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1606,7 @@ func (x *DigestReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestReport.ProtoReflect.Descriptor instead.
 func (*DigestReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DigestReport) GetSession() uint64 {
@@ -1575,7 +1659,7 @@ type DigestVerdict struct {
 
 func (x *DigestVerdict) Reset() {
 	*x = DigestVerdict{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1671,7 @@ func (x *DigestVerdict) String() string {
 func (*DigestVerdict) ProtoMessage() {}
 
 func (x *DigestVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1684,7 @@ func (x *DigestVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestVerdict.ProtoReflect.Descriptor instead.
 func (*DigestVerdict) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DigestVerdict) GetSession() uint64 {
@@ -1653,7 +1737,7 @@ type AppliedReport struct {
 
 func (x *AppliedReport) Reset() {
 	*x = AppliedReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1749,7 @@ func (x *AppliedReport) String() string {
 func (*AppliedReport) ProtoMessage() {}
 
 func (x *AppliedReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1762,7 @@ func (x *AppliedReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedReport.ProtoReflect.Descriptor instead.
 func (*AppliedReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AppliedReport) GetSession() uint64 {
@@ -1710,7 +1794,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1806,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1819,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 type StatusResponse struct {
@@ -1773,7 +1857,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1869,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1882,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatusResponse) GetHandshake() *Handshake {
@@ -1943,7 +2027,7 @@ type CheckpointStatus struct {
 
 func (x *CheckpointStatus) Reset() {
 	*x = CheckpointStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2039,7 @@ func (x *CheckpointStatus) String() string {
 func (*CheckpointStatus) ProtoMessage() {}
 
 func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2052,7 @@ func (x *CheckpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointStatus.ProtoReflect.Descriptor instead.
 func (*CheckpointStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckpointStatus) GetName() *CheckpointName {
@@ -2015,7 +2099,7 @@ type CheckpointProgress struct {
 
 func (x *CheckpointProgress) Reset() {
 	*x = CheckpointProgress{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2111,7 @@ func (x *CheckpointProgress) String() string {
 func (*CheckpointProgress) ProtoMessage() {}
 
 func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2124,7 @@ func (x *CheckpointProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointProgress.ProtoReflect.Descriptor instead.
 func (*CheckpointProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CheckpointProgress) GetIndex() uint64 {
@@ -2082,7 +2166,7 @@ type CheckpointReport struct {
 
 func (x *CheckpointReport) Reset() {
 	*x = CheckpointReport{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2178,7 @@ func (x *CheckpointReport) String() string {
 func (*CheckpointReport) ProtoMessage() {}
 
 func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2191,7 @@ func (x *CheckpointReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointReport.ProtoReflect.Descriptor instead.
 func (*CheckpointReport) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CheckpointReport) GetSession() uint64 {
@@ -2138,7 +2222,7 @@ type UploadCheckpointRequest struct {
 
 func (x *UploadCheckpointRequest) Reset() {
 	*x = UploadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2234,7 @@ func (x *UploadCheckpointRequest) String() string {
 func (*UploadCheckpointRequest) ProtoMessage() {}
 
 func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2247,7 @@ func (x *UploadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UploadCheckpointRequest) GetHandshake() *Handshake {
@@ -2204,7 +2288,7 @@ type UploadCheckpointResponse struct {
 
 func (x *UploadCheckpointResponse) Reset() {
 	*x = UploadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2300,7 @@ func (x *UploadCheckpointResponse) String() string {
 func (*UploadCheckpointResponse) ProtoMessage() {}
 
 func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[27]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2313,7 @@ func (x *UploadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*UploadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UploadCheckpointResponse) GetHandshake() *Handshake {
@@ -2273,7 +2357,7 @@ type DownloadCheckpointRequest struct {
 
 func (x *DownloadCheckpointRequest) Reset() {
 	*x = DownloadCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2369,7 @@ func (x *DownloadCheckpointRequest) String() string {
 func (*DownloadCheckpointRequest) ProtoMessage() {}
 
 func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[28]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2382,7 @@ func (x *DownloadCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{28}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DownloadCheckpointRequest) GetHandshake() *Handshake {
@@ -2339,7 +2423,7 @@ type DownloadCheckpointResponse struct {
 
 func (x *DownloadCheckpointResponse) Reset() {
 	*x = DownloadCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2435,7 @@ func (x *DownloadCheckpointResponse) String() string {
 func (*DownloadCheckpointResponse) ProtoMessage() {}
 
 func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[29]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2448,7 @@ func (x *DownloadCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DownloadCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{29}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DownloadCheckpointResponse) GetHandshake() *Handshake {
@@ -2410,7 +2494,7 @@ type RequestCheckpointRequest struct {
 
 func (x *RequestCheckpointRequest) Reset() {
 	*x = RequestCheckpointRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2506,7 @@ func (x *RequestCheckpointRequest) String() string {
 func (*RequestCheckpointRequest) ProtoMessage() {}
 
 func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[30]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2519,7 @@ func (x *RequestCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{30}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 type RequestCheckpointResponse struct {
@@ -2447,7 +2531,7 @@ type RequestCheckpointResponse struct {
 
 func (x *RequestCheckpointResponse) Reset() {
 	*x = RequestCheckpointResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2543,7 @@ func (x *RequestCheckpointResponse) String() string {
 func (*RequestCheckpointResponse) ProtoMessage() {}
 
 func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[31]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2556,7 @@ func (x *RequestCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RequestCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{31}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RequestCheckpointResponse) GetCheckpoint() *CheckpointName {
@@ -2497,7 +2581,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2593,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[32]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2606,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{32}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MemberStatus) GetId() uint64 {
@@ -2565,7 +2649,7 @@ type Membership struct {
 
 func (x *Membership) Reset() {
 	*x = Membership{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2661,7 @@ func (x *Membership) String() string {
 func (*Membership) ProtoMessage() {}
 
 func (x *Membership) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[33]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2674,7 @@ func (x *Membership) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Membership.ProtoReflect.Descriptor instead.
 func (*Membership) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{33}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Membership) GetMembers() []*Member {
@@ -2621,7 +2705,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2717,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[34]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2730,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{34}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Member) GetId() uint64 {
@@ -2694,7 +2778,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2790,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[35]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2803,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{35}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TransferLeadershipRequest) GetTargetId() uint64 {
@@ -2738,7 +2822,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +2834,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[36]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +2847,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{36}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() uint64 {
@@ -2786,7 +2870,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2882,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[37]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2895,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{37}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AddMemberRequest) GetName() string {
@@ -2846,7 +2930,7 @@ type AddMemberResponse struct {
 
 func (x *AddMemberResponse) Reset() {
 	*x = AddMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +2942,7 @@ func (x *AddMemberResponse) String() string {
 func (*AddMemberResponse) ProtoMessage() {}
 
 func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[38]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +2955,7 @@ func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
 func (*AddMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{38}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AddMemberResponse) GetMember() *Member {
@@ -2898,7 +2982,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2910,7 +2994,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[39]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2923,7 +3007,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{39}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PromoteMemberRequest) GetMemberId() uint64 {
@@ -2942,7 +3026,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3038,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[40]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3051,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{40}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PromoteMemberResponse) GetMembership() *Membership {
@@ -2987,7 +3071,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3083,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[41]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3096,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{41}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveMemberRequest) GetMemberId() uint64 {
@@ -3031,7 +3115,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3127,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[42]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3140,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{42}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemoveMemberResponse) GetMembership() *Membership {
@@ -3074,7 +3158,7 @@ type GetMembershipRequest struct {
 
 func (x *GetMembershipRequest) Reset() {
 	*x = GetMembershipRequest{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3170,7 @@ func (x *GetMembershipRequest) String() string {
 func (*GetMembershipRequest) ProtoMessage() {}
 
 func (x *GetMembershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[43]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3183,7 @@ func (x *GetMembershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMembershipRequest.ProtoReflect.Descriptor instead.
 func (*GetMembershipRequest) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{43}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{44}
 }
 
 type GetMembershipResponse struct {
@@ -3120,7 +3204,7 @@ type GetMembershipResponse struct {
 
 func (x *GetMembershipResponse) Reset() {
 	*x = GetMembershipResponse{}
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3216,7 @@ func (x *GetMembershipResponse) String() string {
 func (*GetMembershipResponse) ProtoMessage() {}
 
 func (x *GetMembershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_log_proto_msgTypes[44]
+	mi := &file_logmirror_log_v1_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3229,7 @@ func (x *GetMembershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMembershipResponse.ProtoReflect.Descriptor instead.
 func (*GetMembershipResponse) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{44}
+	return file_logmirror_log_v1_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetMembershipResponse) GetHandshake() *Handshake {
@@ -3220,12 +3304,18 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12%\n" +
-	"\x0eformat_version\x18\x04 \x01(\rR\rformatVersion\"~\n" +
+	"\x0eformat_version\x18\x04 \x01(\rR\rformatVersion\"\xb6\x01\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12/\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1b.logmirror.log.v1.EntryKindR\x04kind\x12\x1a\n" +
-	"\benvelope\x18\x04 \x01(\fR\benvelope\"|\n" +
+	"\benvelope\x18\x04 \x01(\fR\benvelope\x126\n" +
+	"\x06traces\x18\x05 \x03(\v2\x1e.logmirror.log.v1.TraceContextR\x06traces\"m\n" +
+	"\fTraceContext\x12\"\n" +
+	"\rtrace_id_high\x18\x01 \x01(\x06R\vtraceIdHigh\x12 \n" +
+	"\ftrace_id_low\x18\x02 \x01(\x06R\n" +
+	"traceIdLow\x12\x17\n" +
+	"\aspan_id\x18\x03 \x01(\x06R\x06spanId\"|\n" +
 	"\tHandshake\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x06R\tclusterId\x12\x14\n" +
@@ -3235,12 +3325,13 @@ const file_logmirror_log_v1_log_proto_rawDesc = "" +
 	"\x02id\x18\x05 \x01(\x06R\x02id\"\x84\x01\n" +
 	"\rAppendRequest\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x128\n" +
-	"\tproposals\x18\x02 \x03(\v2\x1a.logmirror.log.v1.ProposalR\tproposals\"\x81\x01\n" +
+	"\tproposals\x18\x02 \x03(\v2\x1a.logmirror.log.v1.ProposalR\tproposals\"\xb9\x01\n" +
 	"\bProposal\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.logmirror.log.v1.EntryKindR\x04kind\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x18\n" +
-	"\apayload\x18\x04 \x01(\fR\apayload\"\x8e\x01\n" +
+	"\apayload\x18\x04 \x01(\fR\apayload\x126\n" +
+	"\x06traces\x18\x05 \x03(\v2\x1e.logmirror.log.v1.TraceContextR\x06traces\"\x8e\x01\n" +
 	"\x0eAppendResponse\x129\n" +
 	"\thandshake\x18\x01 \x01(\v2\x1b.logmirror.log.v1.HandshakeR\thandshake\x12A\n" +
 	"\n" +
@@ -3467,7 +3558,7 @@ func file_logmirror_log_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_log_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_logmirror_log_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(EntryKind)(0),                     // 0: logmirror.log.v1.EntryKind
 	(AppendRejection_Reason)(0),        // 1: logmirror.log.v1.AppendRejection.Reason
@@ -3480,124 +3571,127 @@ var file_logmirror_log_v1_log_proto_goTypes = []any{
 	(*CheckpointSealed)(nil),           // 8: logmirror.log.v1.CheckpointSealed
 	(*CheckpointName)(nil),             // 9: logmirror.log.v1.CheckpointName
 	(*Entry)(nil),                      // 10: logmirror.log.v1.Entry
-	(*Handshake)(nil),                  // 11: logmirror.log.v1.Handshake
-	(*AppendRequest)(nil),              // 12: logmirror.log.v1.AppendRequest
-	(*Proposal)(nil),                   // 13: logmirror.log.v1.Proposal
-	(*AppendResponse)(nil),             // 14: logmirror.log.v1.AppendResponse
-	(*AppendRejection)(nil),            // 15: logmirror.log.v1.AppendRejection
-	(*TailRequest)(nil),                // 16: logmirror.log.v1.TailRequest
-	(*TailResponse)(nil),               // 17: logmirror.log.v1.TailResponse
-	(*ReadRoundRequest)(nil),           // 18: logmirror.log.v1.ReadRoundRequest
-	(*ReadRoundResponse)(nil),          // 19: logmirror.log.v1.ReadRoundResponse
-	(*ReportRequest)(nil),              // 20: logmirror.log.v1.ReportRequest
-	(*ReportResponse)(nil),             // 21: logmirror.log.v1.ReportResponse
-	(*DigestReport)(nil),               // 22: logmirror.log.v1.DigestReport
-	(*DigestVerdict)(nil),              // 23: logmirror.log.v1.DigestVerdict
-	(*AppliedReport)(nil),              // 24: logmirror.log.v1.AppliedReport
-	(*StatusRequest)(nil),              // 25: logmirror.log.v1.StatusRequest
-	(*StatusResponse)(nil),             // 26: logmirror.log.v1.StatusResponse
-	(*CheckpointStatus)(nil),           // 27: logmirror.log.v1.CheckpointStatus
-	(*CheckpointProgress)(nil),         // 28: logmirror.log.v1.CheckpointProgress
-	(*CheckpointReport)(nil),           // 29: logmirror.log.v1.CheckpointReport
-	(*UploadCheckpointRequest)(nil),    // 30: logmirror.log.v1.UploadCheckpointRequest
-	(*UploadCheckpointResponse)(nil),   // 31: logmirror.log.v1.UploadCheckpointResponse
-	(*DownloadCheckpointRequest)(nil),  // 32: logmirror.log.v1.DownloadCheckpointRequest
-	(*DownloadCheckpointResponse)(nil), // 33: logmirror.log.v1.DownloadCheckpointResponse
-	(*RequestCheckpointRequest)(nil),   // 34: logmirror.log.v1.RequestCheckpointRequest
-	(*RequestCheckpointResponse)(nil),  // 35: logmirror.log.v1.RequestCheckpointResponse
-	(*MemberStatus)(nil),               // 36: logmirror.log.v1.MemberStatus
-	(*Membership)(nil),                 // 37: logmirror.log.v1.Membership
-	(*Member)(nil),                     // 38: logmirror.log.v1.Member
-	(*TransferLeadershipRequest)(nil),  // 39: logmirror.log.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 40: logmirror.log.v1.TransferLeadershipResponse
-	(*AddMemberRequest)(nil),           // 41: logmirror.log.v1.AddMemberRequest
-	(*AddMemberResponse)(nil),          // 42: logmirror.log.v1.AddMemberResponse
-	(*PromoteMemberRequest)(nil),       // 43: logmirror.log.v1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 44: logmirror.log.v1.PromoteMemberResponse
-	(*RemoveMemberRequest)(nil),        // 45: logmirror.log.v1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 46: logmirror.log.v1.RemoveMemberResponse
-	(*GetMembershipRequest)(nil),       // 47: logmirror.log.v1.GetMembershipRequest
-	(*GetMembershipResponse)(nil),      // 48: logmirror.log.v1.GetMembershipResponse
+	(*TraceContext)(nil),               // 11: logmirror.log.v1.TraceContext
+	(*Handshake)(nil),                  // 12: logmirror.log.v1.Handshake
+	(*AppendRequest)(nil),              // 13: logmirror.log.v1.AppendRequest
+	(*Proposal)(nil),                   // 14: logmirror.log.v1.Proposal
+	(*AppendResponse)(nil),             // 15: logmirror.log.v1.AppendResponse
+	(*AppendRejection)(nil),            // 16: logmirror.log.v1.AppendRejection
+	(*TailRequest)(nil),                // 17: logmirror.log.v1.TailRequest
+	(*TailResponse)(nil),               // 18: logmirror.log.v1.TailResponse
+	(*ReadRoundRequest)(nil),           // 19: logmirror.log.v1.ReadRoundRequest
+	(*ReadRoundResponse)(nil),          // 20: logmirror.log.v1.ReadRoundResponse
+	(*ReportRequest)(nil),              // 21: logmirror.log.v1.ReportRequest
+	(*ReportResponse)(nil),             // 22: logmirror.log.v1.ReportResponse
+	(*DigestReport)(nil),               // 23: logmirror.log.v1.DigestReport
+	(*DigestVerdict)(nil),              // 24: logmirror.log.v1.DigestVerdict
+	(*AppliedReport)(nil),              // 25: logmirror.log.v1.AppliedReport
+	(*StatusRequest)(nil),              // 26: logmirror.log.v1.StatusRequest
+	(*StatusResponse)(nil),             // 27: logmirror.log.v1.StatusResponse
+	(*CheckpointStatus)(nil),           // 28: logmirror.log.v1.CheckpointStatus
+	(*CheckpointProgress)(nil),         // 29: logmirror.log.v1.CheckpointProgress
+	(*CheckpointReport)(nil),           // 30: logmirror.log.v1.CheckpointReport
+	(*UploadCheckpointRequest)(nil),    // 31: logmirror.log.v1.UploadCheckpointRequest
+	(*UploadCheckpointResponse)(nil),   // 32: logmirror.log.v1.UploadCheckpointResponse
+	(*DownloadCheckpointRequest)(nil),  // 33: logmirror.log.v1.DownloadCheckpointRequest
+	(*DownloadCheckpointResponse)(nil), // 34: logmirror.log.v1.DownloadCheckpointResponse
+	(*RequestCheckpointRequest)(nil),   // 35: logmirror.log.v1.RequestCheckpointRequest
+	(*RequestCheckpointResponse)(nil),  // 36: logmirror.log.v1.RequestCheckpointResponse
+	(*MemberStatus)(nil),               // 37: logmirror.log.v1.MemberStatus
+	(*Membership)(nil),                 // 38: logmirror.log.v1.Membership
+	(*Member)(nil),                     // 39: logmirror.log.v1.Member
+	(*TransferLeadershipRequest)(nil),  // 40: logmirror.log.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 41: logmirror.log.v1.TransferLeadershipResponse
+	(*AddMemberRequest)(nil),           // 42: logmirror.log.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),          // 43: logmirror.log.v1.AddMemberResponse
+	(*PromoteMemberRequest)(nil),       // 44: logmirror.log.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 45: logmirror.log.v1.PromoteMemberResponse
+	(*RemoveMemberRequest)(nil),        // 46: logmirror.log.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 47: logmirror.log.v1.RemoveMemberResponse
+	(*GetMembershipRequest)(nil),       // 48: logmirror.log.v1.GetMembershipRequest
+	(*GetMembershipResponse)(nil),      // 49: logmirror.log.v1.GetMembershipResponse
 }
 var file_logmirror_log_v1_log_proto_depIdxs = []int32{
 	0,  // 0: logmirror.log.v1.Envelope.kind:type_name -> logmirror.log.v1.EntryKind
 	9,  // 1: logmirror.log.v1.CheckpointSealed.checkpoint:type_name -> logmirror.log.v1.CheckpointName
 	0,  // 2: logmirror.log.v1.Entry.kind:type_name -> logmirror.log.v1.EntryKind
-	11, // 3: logmirror.log.v1.AppendRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	13, // 4: logmirror.log.v1.AppendRequest.proposals:type_name -> logmirror.log.v1.Proposal
-	0,  // 5: logmirror.log.v1.Proposal.kind:type_name -> logmirror.log.v1.EntryKind
-	11, // 6: logmirror.log.v1.AppendResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	15, // 7: logmirror.log.v1.AppendResponse.rejections:type_name -> logmirror.log.v1.AppendRejection
-	0,  // 8: logmirror.log.v1.AppendRejection.kind:type_name -> logmirror.log.v1.EntryKind
-	1,  // 9: logmirror.log.v1.AppendRejection.reason:type_name -> logmirror.log.v1.AppendRejection.Reason
-	11, // 10: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	11, // 11: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	10, // 12: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
-	37, // 13: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
-	11, // 14: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	11, // 15: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	11, // 16: logmirror.log.v1.ReportRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	24, // 17: logmirror.log.v1.ReportRequest.applied:type_name -> logmirror.log.v1.AppliedReport
-	22, // 18: logmirror.log.v1.ReportRequest.digest:type_name -> logmirror.log.v1.DigestReport
-	11, // 19: logmirror.log.v1.ReportResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	24, // 20: logmirror.log.v1.ReportResponse.applied:type_name -> logmirror.log.v1.AppliedReport
-	23, // 21: logmirror.log.v1.ReportResponse.verdicts:type_name -> logmirror.log.v1.DigestVerdict
-	2,  // 22: logmirror.log.v1.DigestVerdict.verdict:type_name -> logmirror.log.v1.DigestVerdict.Verdict
-	11, // 23: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	37, // 24: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
-	36, // 25: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
-	27, // 26: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	28, // 27: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
-	9,  // 28: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
-	29, // 29: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
-	9,  // 30: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
-	11, // 31: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	29, // 32: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
-	11, // 33: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	11, // 34: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
-	9,  // 35: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
-	11, // 36: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	9,  // 37: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
-	9,  // 38: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	38, // 39: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
-	3,  // 40: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
-	38, // 41: logmirror.log.v1.AddMemberResponse.member:type_name -> logmirror.log.v1.Member
-	37, // 42: logmirror.log.v1.AddMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	37, // 43: logmirror.log.v1.PromoteMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	37, // 44: logmirror.log.v1.RemoveMemberResponse.membership:type_name -> logmirror.log.v1.Membership
-	11, // 45: logmirror.log.v1.GetMembershipResponse.handshake:type_name -> logmirror.log.v1.Handshake
-	37, // 46: logmirror.log.v1.GetMembershipResponse.membership:type_name -> logmirror.log.v1.Membership
-	12, // 47: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
-	16, // 48: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
-	18, // 49: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
-	20, // 50: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
-	25, // 51: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
-	39, // 52: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
-	41, // 53: logmirror.log.v1.LogService.AddMember:input_type -> logmirror.log.v1.AddMemberRequest
-	43, // 54: logmirror.log.v1.LogService.PromoteMember:input_type -> logmirror.log.v1.PromoteMemberRequest
-	45, // 55: logmirror.log.v1.LogService.RemoveMember:input_type -> logmirror.log.v1.RemoveMemberRequest
-	47, // 56: logmirror.log.v1.LogService.GetMembership:input_type -> logmirror.log.v1.GetMembershipRequest
-	30, // 57: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
-	32, // 58: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
-	34, // 59: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
-	14, // 60: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
-	17, // 61: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
-	19, // 62: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
-	21, // 63: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
-	26, // 64: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
-	40, // 65: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
-	42, // 66: logmirror.log.v1.LogService.AddMember:output_type -> logmirror.log.v1.AddMemberResponse
-	44, // 67: logmirror.log.v1.LogService.PromoteMember:output_type -> logmirror.log.v1.PromoteMemberResponse
-	46, // 68: logmirror.log.v1.LogService.RemoveMember:output_type -> logmirror.log.v1.RemoveMemberResponse
-	48, // 69: logmirror.log.v1.LogService.GetMembership:output_type -> logmirror.log.v1.GetMembershipResponse
-	31, // 70: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
-	33, // 71: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
-	35, // 72: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
-	60, // [60:73] is the sub-list for method output_type
-	47, // [47:60] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	11, // 3: logmirror.log.v1.Entry.traces:type_name -> logmirror.log.v1.TraceContext
+	12, // 4: logmirror.log.v1.AppendRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	14, // 5: logmirror.log.v1.AppendRequest.proposals:type_name -> logmirror.log.v1.Proposal
+	0,  // 6: logmirror.log.v1.Proposal.kind:type_name -> logmirror.log.v1.EntryKind
+	11, // 7: logmirror.log.v1.Proposal.traces:type_name -> logmirror.log.v1.TraceContext
+	12, // 8: logmirror.log.v1.AppendResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	16, // 9: logmirror.log.v1.AppendResponse.rejections:type_name -> logmirror.log.v1.AppendRejection
+	0,  // 10: logmirror.log.v1.AppendRejection.kind:type_name -> logmirror.log.v1.EntryKind
+	1,  // 11: logmirror.log.v1.AppendRejection.reason:type_name -> logmirror.log.v1.AppendRejection.Reason
+	12, // 12: logmirror.log.v1.TailRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	12, // 13: logmirror.log.v1.TailResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	10, // 14: logmirror.log.v1.TailResponse.entries:type_name -> logmirror.log.v1.Entry
+	38, // 15: logmirror.log.v1.TailResponse.membership:type_name -> logmirror.log.v1.Membership
+	12, // 16: logmirror.log.v1.ReadRoundRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	12, // 17: logmirror.log.v1.ReadRoundResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	12, // 18: logmirror.log.v1.ReportRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	25, // 19: logmirror.log.v1.ReportRequest.applied:type_name -> logmirror.log.v1.AppliedReport
+	23, // 20: logmirror.log.v1.ReportRequest.digest:type_name -> logmirror.log.v1.DigestReport
+	12, // 21: logmirror.log.v1.ReportResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	25, // 22: logmirror.log.v1.ReportResponse.applied:type_name -> logmirror.log.v1.AppliedReport
+	24, // 23: logmirror.log.v1.ReportResponse.verdicts:type_name -> logmirror.log.v1.DigestVerdict
+	2,  // 24: logmirror.log.v1.DigestVerdict.verdict:type_name -> logmirror.log.v1.DigestVerdict.Verdict
+	12, // 25: logmirror.log.v1.StatusResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	38, // 26: logmirror.log.v1.StatusResponse.membership:type_name -> logmirror.log.v1.Membership
+	37, // 27: logmirror.log.v1.StatusResponse.members:type_name -> logmirror.log.v1.MemberStatus
+	28, // 28: logmirror.log.v1.StatusResponse.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	29, // 29: logmirror.log.v1.StatusResponse.checkpoint_progress:type_name -> logmirror.log.v1.CheckpointProgress
+	9,  // 30: logmirror.log.v1.CheckpointStatus.name:type_name -> logmirror.log.v1.CheckpointName
+	30, // 31: logmirror.log.v1.CheckpointProgress.reports:type_name -> logmirror.log.v1.CheckpointReport
+	9,  // 32: logmirror.log.v1.CheckpointReport.name:type_name -> logmirror.log.v1.CheckpointName
+	12, // 33: logmirror.log.v1.UploadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	30, // 34: logmirror.log.v1.UploadCheckpointRequest.report:type_name -> logmirror.log.v1.CheckpointReport
+	12, // 35: logmirror.log.v1.UploadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	12, // 36: logmirror.log.v1.DownloadCheckpointRequest.handshake:type_name -> logmirror.log.v1.Handshake
+	9,  // 37: logmirror.log.v1.DownloadCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	12, // 38: logmirror.log.v1.DownloadCheckpointResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	9,  // 39: logmirror.log.v1.DownloadCheckpointResponse.name:type_name -> logmirror.log.v1.CheckpointName
+	9,  // 40: logmirror.log.v1.RequestCheckpointResponse.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	39, // 41: logmirror.log.v1.Membership.members:type_name -> logmirror.log.v1.Member
+	3,  // 42: logmirror.log.v1.Member.role:type_name -> logmirror.log.v1.Member.Role
+	39, // 43: logmirror.log.v1.AddMemberResponse.member:type_name -> logmirror.log.v1.Member
+	38, // 44: logmirror.log.v1.AddMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	38, // 45: logmirror.log.v1.PromoteMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	38, // 46: logmirror.log.v1.RemoveMemberResponse.membership:type_name -> logmirror.log.v1.Membership
+	12, // 47: logmirror.log.v1.GetMembershipResponse.handshake:type_name -> logmirror.log.v1.Handshake
+	38, // 48: logmirror.log.v1.GetMembershipResponse.membership:type_name -> logmirror.log.v1.Membership
+	13, // 49: logmirror.log.v1.LogService.Append:input_type -> logmirror.log.v1.AppendRequest
+	17, // 50: logmirror.log.v1.LogService.Tail:input_type -> logmirror.log.v1.TailRequest
+	19, // 51: logmirror.log.v1.LogService.ReadRound:input_type -> logmirror.log.v1.ReadRoundRequest
+	21, // 52: logmirror.log.v1.LogService.Report:input_type -> logmirror.log.v1.ReportRequest
+	26, // 53: logmirror.log.v1.LogService.Status:input_type -> logmirror.log.v1.StatusRequest
+	40, // 54: logmirror.log.v1.LogService.TransferLeadership:input_type -> logmirror.log.v1.TransferLeadershipRequest
+	42, // 55: logmirror.log.v1.LogService.AddMember:input_type -> logmirror.log.v1.AddMemberRequest
+	44, // 56: logmirror.log.v1.LogService.PromoteMember:input_type -> logmirror.log.v1.PromoteMemberRequest
+	46, // 57: logmirror.log.v1.LogService.RemoveMember:input_type -> logmirror.log.v1.RemoveMemberRequest
+	48, // 58: logmirror.log.v1.LogService.GetMembership:input_type -> logmirror.log.v1.GetMembershipRequest
+	31, // 59: logmirror.log.v1.LogService.UploadCheckpoint:input_type -> logmirror.log.v1.UploadCheckpointRequest
+	33, // 60: logmirror.log.v1.LogService.DownloadCheckpoint:input_type -> logmirror.log.v1.DownloadCheckpointRequest
+	35, // 61: logmirror.log.v1.LogService.RequestCheckpoint:input_type -> logmirror.log.v1.RequestCheckpointRequest
+	15, // 62: logmirror.log.v1.LogService.Append:output_type -> logmirror.log.v1.AppendResponse
+	18, // 63: logmirror.log.v1.LogService.Tail:output_type -> logmirror.log.v1.TailResponse
+	20, // 64: logmirror.log.v1.LogService.ReadRound:output_type -> logmirror.log.v1.ReadRoundResponse
+	22, // 65: logmirror.log.v1.LogService.Report:output_type -> logmirror.log.v1.ReportResponse
+	27, // 66: logmirror.log.v1.LogService.Status:output_type -> logmirror.log.v1.StatusResponse
+	41, // 67: logmirror.log.v1.LogService.TransferLeadership:output_type -> logmirror.log.v1.TransferLeadershipResponse
+	43, // 68: logmirror.log.v1.LogService.AddMember:output_type -> logmirror.log.v1.AddMemberResponse
+	45, // 69: logmirror.log.v1.LogService.PromoteMember:output_type -> logmirror.log.v1.PromoteMemberResponse
+	47, // 70: logmirror.log.v1.LogService.RemoveMember:output_type -> logmirror.log.v1.RemoveMemberResponse
+	49, // 71: logmirror.log.v1.LogService.GetMembership:output_type -> logmirror.log.v1.GetMembershipResponse
+	32, // 72: logmirror.log.v1.LogService.UploadCheckpoint:output_type -> logmirror.log.v1.UploadCheckpointResponse
+	34, // 73: logmirror.log.v1.LogService.DownloadCheckpoint:output_type -> logmirror.log.v1.DownloadCheckpointResponse
+	36, // 74: logmirror.log.v1.LogService.RequestCheckpoint:output_type -> logmirror.log.v1.RequestCheckpointResponse
+	62, // [62:75] is the sub-list for method output_type
+	49, // [49:62] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_log_proto_init() }
@@ -3611,7 +3705,7 @@ func file_logmirror_log_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_log_proto_rawDesc), len(file_logmirror_log_v1_log_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

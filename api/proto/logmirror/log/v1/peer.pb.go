@@ -72,7 +72,7 @@ func (x MembershipChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MembershipChange_Kind.Descriptor instead.
 func (MembershipChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19, 0}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type ChangeRefusal_Reason int32
@@ -130,7 +130,7 @@ func (x ChangeRefusal_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeRefusal_Reason.Descriptor instead.
 func (ChangeRefusal_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21, 0}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type FetchLogRequest struct {
@@ -823,6 +823,7 @@ type PeerFrame struct {
 	//	*PeerFrame_RoundTrips
 	//	*PeerFrame_DigestReport
 	//	*PeerFrame_DigestVerdict
+	//	*PeerFrame_TraceNotes
 	Frame         isPeerFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1036,6 +1037,15 @@ func (x *PeerFrame) GetDigestVerdict() *DigestVerdict {
 	return nil
 }
 
+func (x *PeerFrame) GetTraceNotes() *TraceNotes {
+	if x != nil {
+		if x, ok := x.Frame.(*PeerFrame_TraceNotes); ok {
+			return x.TraceNotes
+		}
+	}
+	return nil
+}
+
 type isPeerFrame_Frame interface {
 	isPeerFrame_Frame()
 }
@@ -1119,6 +1129,11 @@ type PeerFrame_DigestVerdict struct {
 	DigestVerdict *DigestVerdict `protobuf:"bytes,24,opt,name=digest_verdict,json=digestVerdict,proto3,oneof"`
 }
 
+type PeerFrame_TraceNotes struct {
+	// From the leader to every member, ahead of the entries.
+	TraceNotes *TraceNotes `protobuf:"bytes,25,opt,name=trace_notes,json=traceNotes,proto3,oneof"`
+}
+
 func (*PeerFrame_RaftMessage) isPeerFrame_Frame() {}
 
 func (*PeerFrame_Ack) isPeerFrame_Frame() {}
@@ -1157,6 +1172,115 @@ func (*PeerFrame_DigestReport) isPeerFrame_Frame() {}
 
 func (*PeerFrame_DigestVerdict) isPeerFrame_Frame() {}
 
+func (*PeerFrame_TraceNotes) isPeerFrame_Frame() {}
+
+// TraceNotes tell which traces the next entries are part of. A note that is lost costs spans and nothing else.
+type TraceNotes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Notes         []*TraceNote           `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceNotes) Reset() {
+	*x = TraceNotes{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceNotes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceNotes) ProtoMessage() {}
+
+func (x *TraceNotes) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceNotes.ProtoReflect.Descriptor instead.
+func (*TraceNotes) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TraceNotes) GetNotes() []*TraceNote {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// TraceNote tells the traces of one BATCH.
+type TraceNote struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Seq     uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// At most 8; a receiver forgets any beyond.
+	Traces        []*TraceContext `protobuf:"bytes,3,rep,name=traces,proto3" json:"traces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceNote) Reset() {
+	*x = TraceNote{}
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceNote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceNote) ProtoMessage() {}
+
+func (x *TraceNote) ProtoReflect() protoreflect.Message {
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceNote.ProtoReflect.Descriptor instead.
+func (*TraceNote) Descriptor() ([]byte, []int) {
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TraceNote) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *TraceNote) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TraceNote) GetTraces() []*TraceContext {
+	if x != nil {
+		return x.Traces
+	}
+	return nil
+}
+
 // CheckpointsHeld tells the leader what a member holds durably, sealed or not.
 type CheckpointsHeld struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1167,7 +1291,7 @@ type CheckpointsHeld struct {
 
 func (x *CheckpointsHeld) Reset() {
 	*x = CheckpointsHeld{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1303,7 @@ func (x *CheckpointsHeld) String() string {
 func (*CheckpointsHeld) ProtoMessage() {}
 
 func (x *CheckpointsHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[11]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1316,7 @@ func (x *CheckpointsHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsHeld.ProtoReflect.Descriptor instead.
 func (*CheckpointsHeld) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CheckpointsHeld) GetCheckpoints() []*CheckpointName {
@@ -1212,7 +1336,7 @@ type AppliedReports struct {
 
 func (x *AppliedReports) Reset() {
 	*x = AppliedReports{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1348,7 @@ func (x *AppliedReports) String() string {
 func (*AppliedReports) ProtoMessage() {}
 
 func (x *AppliedReports) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[12]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1361,7 @@ func (x *AppliedReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedReports.ProtoReflect.Descriptor instead.
 func (*AppliedReports) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AppliedReports) GetReports() []*AppliedReport {
@@ -1258,7 +1382,7 @@ type CheckpointWanted struct {
 
 func (x *CheckpointWanted) Reset() {
 	*x = CheckpointWanted{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1394,7 @@ func (x *CheckpointWanted) String() string {
 func (*CheckpointWanted) ProtoMessage() {}
 
 func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[13]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1407,7 @@ func (x *CheckpointWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointWanted.ProtoReflect.Descriptor instead.
 func (*CheckpointWanted) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CheckpointWanted) GetCheckpoint() *CheckpointName {
@@ -1310,7 +1434,7 @@ type CheckpointAsked struct {
 
 func (x *CheckpointAsked) Reset() {
 	*x = CheckpointAsked{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1446,7 @@ func (x *CheckpointAsked) String() string {
 func (*CheckpointAsked) ProtoMessage() {}
 
 func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[14]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1459,7 @@ func (x *CheckpointAsked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointAsked.ProtoReflect.Descriptor instead.
 func (*CheckpointAsked) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CheckpointAsked) GetAfterIndex() uint64 {
@@ -1357,7 +1481,7 @@ type SnapshotProgress struct {
 
 func (x *SnapshotProgress) Reset() {
 	*x = SnapshotProgress{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1493,7 @@ func (x *SnapshotProgress) String() string {
 func (*SnapshotProgress) ProtoMessage() {}
 
 func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[15]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1506,7 @@ func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
 func (*SnapshotProgress) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotProgress) GetIndex() uint64 {
@@ -1412,7 +1536,7 @@ type VoterAck struct {
 
 func (x *VoterAck) Reset() {
 	*x = VoterAck{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1548,7 @@ func (x *VoterAck) String() string {
 func (*VoterAck) ProtoMessage() {}
 
 func (x *VoterAck) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[16]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1561,7 @@ func (x *VoterAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoterAck.ProtoReflect.Descriptor instead.
 func (*VoterAck) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VoterAck) GetVoterId() uint64 {
@@ -1473,7 +1597,7 @@ type ForwardedProposal struct {
 
 func (x *ForwardedProposal) Reset() {
 	*x = ForwardedProposal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1609,7 @@ func (x *ForwardedProposal) String() string {
 func (*ForwardedProposal) ProtoMessage() {}
 
 func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[17]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1622,7 @@ func (x *ForwardedProposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedProposal.ProtoReflect.Descriptor instead.
 func (*ForwardedProposal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ForwardedProposal) GetProposal() *Proposal {
@@ -1525,7 +1649,7 @@ type ForwardedRejection struct {
 
 func (x *ForwardedRejection) Reset() {
 	*x = ForwardedRejection{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1661,7 @@ func (x *ForwardedRejection) String() string {
 func (*ForwardedRejection) ProtoMessage() {}
 
 func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[18]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1674,7 @@ func (x *ForwardedRejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedRejection.ProtoReflect.Descriptor instead.
 func (*ForwardedRejection) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ForwardedRejection) GetRejection() *AppendRejection {
@@ -1578,7 +1702,7 @@ type MembershipChange struct {
 
 func (x *MembershipChange) Reset() {
 	*x = MembershipChange{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1714,7 @@ func (x *MembershipChange) String() string {
 func (*MembershipChange) ProtoMessage() {}
 
 func (x *MembershipChange) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[19]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1727,7 @@ func (x *MembershipChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembershipChange.ProtoReflect.Descriptor instead.
 func (*MembershipChange) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MembershipChange) GetKind() MembershipChange_Kind {
@@ -1636,7 +1760,7 @@ type ForwardedChange struct {
 
 func (x *ForwardedChange) Reset() {
 	*x = ForwardedChange{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1772,7 @@ func (x *ForwardedChange) String() string {
 func (*ForwardedChange) ProtoMessage() {}
 
 func (x *ForwardedChange) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[20]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1785,7 @@ func (x *ForwardedChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedChange.ProtoReflect.Descriptor instead.
 func (*ForwardedChange) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ForwardedChange) GetRequest() uint64 {
@@ -1698,7 +1822,7 @@ type ChangeRefusal struct {
 
 func (x *ChangeRefusal) Reset() {
 	*x = ChangeRefusal{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1834,7 @@ func (x *ChangeRefusal) String() string {
 func (*ChangeRefusal) ProtoMessage() {}
 
 func (x *ChangeRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[21]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1847,7 @@ func (x *ChangeRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRefusal.ProtoReflect.Descriptor instead.
 func (*ChangeRefusal) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ChangeRefusal) GetRequest() uint64 {
@@ -1757,7 +1881,7 @@ type RoundTrips struct {
 
 func (x *RoundTrips) Reset() {
 	*x = RoundTrips{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1893,7 @@ func (x *RoundTrips) String() string {
 func (*RoundTrips) ProtoMessage() {}
 
 func (x *RoundTrips) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[22]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1906,7 @@ func (x *RoundTrips) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundTrips.ProtoReflect.Descriptor instead.
 func (*RoundTrips) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RoundTrips) GetRoundTrips() []*RoundTrip {
@@ -1802,7 +1926,7 @@ type RoundTrip struct {
 
 func (x *RoundTrip) Reset() {
 	*x = RoundTrip{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1938,7 @@ func (x *RoundTrip) String() string {
 func (*RoundTrip) ProtoMessage() {}
 
 func (x *RoundTrip) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[23]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1951,7 @@ func (x *RoundTrip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundTrip.ProtoReflect.Descriptor instead.
 func (*RoundTrip) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RoundTrip) GetMemberId() uint64 {
@@ -1854,7 +1978,7 @@ type RoundQuestion struct {
 
 func (x *RoundQuestion) Reset() {
 	*x = RoundQuestion{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1990,7 @@ func (x *RoundQuestion) String() string {
 func (*RoundQuestion) ProtoMessage() {}
 
 func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[24]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2003,7 @@ func (x *RoundQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundQuestion.ProtoReflect.Descriptor instead.
 func (*RoundQuestion) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RoundQuestion) GetId() uint64 {
@@ -1904,7 +2028,7 @@ type RoundAnswer struct {
 
 func (x *RoundAnswer) Reset() {
 	*x = RoundAnswer{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2040,7 @@ func (x *RoundAnswer) String() string {
 func (*RoundAnswer) ProtoMessage() {}
 
 func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[25]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2053,7 @@ func (x *RoundAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoundAnswer.ProtoReflect.Descriptor instead.
 func (*RoundAnswer) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RoundAnswer) GetId() uint64 {
@@ -1977,7 +2101,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2113,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_logmirror_log_v1_peer_proto_msgTypes[26]
+	mi := &file_logmirror_log_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2126,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_logmirror_log_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -2067,7 +2191,7 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\x123\n" +
 	"\x06frames\x18\x02 \x03(\v2\x1b.logmirror.log.v1.PeerFrameR\x06frames\"M\n" +
 	"\fSendResponse\x12=\n" +
-	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\x85\n" +
+	"\thandshake\x18\x01 \x01(\v2\x1f.logmirror.log.v1.PeerHandshakeR\thandshake\"\xc6\n" +
 	"\n" +
 	"\tPeerFrame\x12#\n" +
 	"\fraft_message\x18\x01 \x01(\fH\x00R\vraftMessage\x12.\n" +
@@ -2090,8 +2214,17 @@ const file_logmirror_log_v1_peer_proto_rawDesc = "" +
 	"\vround_trips\x18\x16 \x01(\v2\x1c.logmirror.log.v1.RoundTripsH\x00R\n" +
 	"roundTrips\x12E\n" +
 	"\rdigest_report\x18\x17 \x01(\v2\x1e.logmirror.log.v1.DigestReportH\x00R\fdigestReport\x12H\n" +
-	"\x0edigest_verdict\x18\x18 \x01(\v2\x1f.logmirror.log.v1.DigestVerdictH\x00R\rdigestVerdictB\a\n" +
-	"\x05frame\"U\n" +
+	"\x0edigest_verdict\x18\x18 \x01(\v2\x1f.logmirror.log.v1.DigestVerdictH\x00R\rdigestVerdict\x12?\n" +
+	"\vtrace_notes\x18\x19 \x01(\v2\x1c.logmirror.log.v1.TraceNotesH\x00R\n" +
+	"traceNotesB\a\n" +
+	"\x05frame\"?\n" +
+	"\n" +
+	"TraceNotes\x121\n" +
+	"\x05notes\x18\x01 \x03(\v2\x1b.logmirror.log.v1.TraceNoteR\x05notes\"o\n" +
+	"\tTraceNote\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x126\n" +
+	"\x06traces\x18\x03 \x03(\v2\x1e.logmirror.log.v1.TraceContextR\x06traces\"U\n" +
 	"\x0fCheckpointsHeld\x12B\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2 .logmirror.log.v1.CheckpointNameR\vcheckpoints\"K\n" +
 	"\x0eAppliedReports\x129\n" +
@@ -2176,7 +2309,7 @@ func file_logmirror_log_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_logmirror_log_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_logmirror_log_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(MembershipChange_Kind)(0),      // 0: logmirror.log.v1.MembershipChange.Kind
 	(ChangeRefusal_Reason)(0),       // 1: logmirror.log.v1.ChangeRefusal.Reason
@@ -2191,87 +2324,93 @@ var file_logmirror_log_v1_peer_proto_goTypes = []any{
 	(*SendRequest)(nil),             // 10: logmirror.log.v1.SendRequest
 	(*SendResponse)(nil),            // 11: logmirror.log.v1.SendResponse
 	(*PeerFrame)(nil),               // 12: logmirror.log.v1.PeerFrame
-	(*CheckpointsHeld)(nil),         // 13: logmirror.log.v1.CheckpointsHeld
-	(*AppliedReports)(nil),          // 14: logmirror.log.v1.AppliedReports
-	(*CheckpointWanted)(nil),        // 15: logmirror.log.v1.CheckpointWanted
-	(*CheckpointAsked)(nil),         // 16: logmirror.log.v1.CheckpointAsked
-	(*SnapshotProgress)(nil),        // 17: logmirror.log.v1.SnapshotProgress
-	(*VoterAck)(nil),                // 18: logmirror.log.v1.VoterAck
-	(*ForwardedProposal)(nil),       // 19: logmirror.log.v1.ForwardedProposal
-	(*ForwardedRejection)(nil),      // 20: logmirror.log.v1.ForwardedRejection
-	(*MembershipChange)(nil),        // 21: logmirror.log.v1.MembershipChange
-	(*ForwardedChange)(nil),         // 22: logmirror.log.v1.ForwardedChange
-	(*ChangeRefusal)(nil),           // 23: logmirror.log.v1.ChangeRefusal
-	(*RoundTrips)(nil),              // 24: logmirror.log.v1.RoundTrips
-	(*RoundTrip)(nil),               // 25: logmirror.log.v1.RoundTrip
-	(*RoundQuestion)(nil),           // 26: logmirror.log.v1.RoundQuestion
-	(*RoundAnswer)(nil),             // 27: logmirror.log.v1.RoundAnswer
-	(*Ping)(nil),                    // 28: logmirror.log.v1.Ping
-	(*CheckpointName)(nil),          // 29: logmirror.log.v1.CheckpointName
-	(*Membership)(nil),              // 30: logmirror.log.v1.Membership
-	(*CheckpointStatus)(nil),        // 31: logmirror.log.v1.CheckpointStatus
-	(*Handshake)(nil),               // 32: logmirror.log.v1.Handshake
-	(*CheckpointReport)(nil),        // 33: logmirror.log.v1.CheckpointReport
-	(*DigestReport)(nil),            // 34: logmirror.log.v1.DigestReport
-	(*DigestVerdict)(nil),           // 35: logmirror.log.v1.DigestVerdict
-	(*AppliedReport)(nil),           // 36: logmirror.log.v1.AppliedReport
-	(*Proposal)(nil),                // 37: logmirror.log.v1.Proposal
-	(*AppendRejection)(nil),         // 38: logmirror.log.v1.AppendRejection
-	(*Member)(nil),                  // 39: logmirror.log.v1.Member
+	(*TraceNotes)(nil),              // 13: logmirror.log.v1.TraceNotes
+	(*TraceNote)(nil),               // 14: logmirror.log.v1.TraceNote
+	(*CheckpointsHeld)(nil),         // 15: logmirror.log.v1.CheckpointsHeld
+	(*AppliedReports)(nil),          // 16: logmirror.log.v1.AppliedReports
+	(*CheckpointWanted)(nil),        // 17: logmirror.log.v1.CheckpointWanted
+	(*CheckpointAsked)(nil),         // 18: logmirror.log.v1.CheckpointAsked
+	(*SnapshotProgress)(nil),        // 19: logmirror.log.v1.SnapshotProgress
+	(*VoterAck)(nil),                // 20: logmirror.log.v1.VoterAck
+	(*ForwardedProposal)(nil),       // 21: logmirror.log.v1.ForwardedProposal
+	(*ForwardedRejection)(nil),      // 22: logmirror.log.v1.ForwardedRejection
+	(*MembershipChange)(nil),        // 23: logmirror.log.v1.MembershipChange
+	(*ForwardedChange)(nil),         // 24: logmirror.log.v1.ForwardedChange
+	(*ChangeRefusal)(nil),           // 25: logmirror.log.v1.ChangeRefusal
+	(*RoundTrips)(nil),              // 26: logmirror.log.v1.RoundTrips
+	(*RoundTrip)(nil),               // 27: logmirror.log.v1.RoundTrip
+	(*RoundQuestion)(nil),           // 28: logmirror.log.v1.RoundQuestion
+	(*RoundAnswer)(nil),             // 29: logmirror.log.v1.RoundAnswer
+	(*Ping)(nil),                    // 30: logmirror.log.v1.Ping
+	(*CheckpointName)(nil),          // 31: logmirror.log.v1.CheckpointName
+	(*Membership)(nil),              // 32: logmirror.log.v1.Membership
+	(*CheckpointStatus)(nil),        // 33: logmirror.log.v1.CheckpointStatus
+	(*Handshake)(nil),               // 34: logmirror.log.v1.Handshake
+	(*CheckpointReport)(nil),        // 35: logmirror.log.v1.CheckpointReport
+	(*DigestReport)(nil),            // 36: logmirror.log.v1.DigestReport
+	(*DigestVerdict)(nil),           // 37: logmirror.log.v1.DigestVerdict
+	(*TraceContext)(nil),            // 38: logmirror.log.v1.TraceContext
+	(*AppliedReport)(nil),           // 39: logmirror.log.v1.AppliedReport
+	(*Proposal)(nil),                // 40: logmirror.log.v1.Proposal
+	(*AppendRejection)(nil),         // 41: logmirror.log.v1.AppendRejection
+	(*Member)(nil),                  // 42: logmirror.log.v1.Member
 }
 var file_logmirror_log_v1_peer_proto_depIdxs = []int32{
 	8,  // 0: logmirror.log.v1.FetchLogRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	8,  // 1: logmirror.log.v1.FetchLogResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	4,  // 2: logmirror.log.v1.FetchLogResponse.entries:type_name -> logmirror.log.v1.LogEntry
 	8,  // 3: logmirror.log.v1.FetchCheckpointRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	29, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
+	31, // 4: logmirror.log.v1.FetchCheckpointRequest.name:type_name -> logmirror.log.v1.CheckpointName
 	8,  // 5: logmirror.log.v1.FetchCheckpointResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	29, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	30, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
-	31, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
-	32, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
+	31, // 6: logmirror.log.v1.SnapshotData.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	32, // 7: logmirror.log.v1.SnapshotData.membership:type_name -> logmirror.log.v1.Membership
+	33, // 8: logmirror.log.v1.SnapshotData.checkpoints:type_name -> logmirror.log.v1.CheckpointStatus
+	34, // 9: logmirror.log.v1.PeerHandshake.handshake:type_name -> logmirror.log.v1.Handshake
 	8,  // 10: logmirror.log.v1.SendRequest.handshake:type_name -> logmirror.log.v1.PeerHandshake
 	12, // 11: logmirror.log.v1.SendRequest.frames:type_name -> logmirror.log.v1.PeerFrame
 	8,  // 12: logmirror.log.v1.SendResponse.handshake:type_name -> logmirror.log.v1.PeerHandshake
-	18, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
-	19, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
-	20, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
-	26, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
-	27, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
-	28, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
-	28, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
-	13, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
-	33, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
-	15, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
-	16, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
-	17, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
-	14, // 25: logmirror.log.v1.PeerFrame.applied_reports:type_name -> logmirror.log.v1.AppliedReports
-	22, // 26: logmirror.log.v1.PeerFrame.change:type_name -> logmirror.log.v1.ForwardedChange
-	23, // 27: logmirror.log.v1.PeerFrame.change_refusal:type_name -> logmirror.log.v1.ChangeRefusal
-	24, // 28: logmirror.log.v1.PeerFrame.round_trips:type_name -> logmirror.log.v1.RoundTrips
-	34, // 29: logmirror.log.v1.PeerFrame.digest_report:type_name -> logmirror.log.v1.DigestReport
-	35, // 30: logmirror.log.v1.PeerFrame.digest_verdict:type_name -> logmirror.log.v1.DigestVerdict
-	29, // 31: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
-	36, // 32: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
-	29, // 33: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
-	37, // 34: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
-	38, // 35: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
-	0,  // 36: logmirror.log.v1.MembershipChange.kind:type_name -> logmirror.log.v1.MembershipChange.Kind
-	39, // 37: logmirror.log.v1.MembershipChange.member:type_name -> logmirror.log.v1.Member
-	21, // 38: logmirror.log.v1.ForwardedChange.change:type_name -> logmirror.log.v1.MembershipChange
-	1,  // 39: logmirror.log.v1.ChangeRefusal.reason:type_name -> logmirror.log.v1.ChangeRefusal.Reason
-	25, // 40: logmirror.log.v1.RoundTrips.round_trips:type_name -> logmirror.log.v1.RoundTrip
-	10, // 41: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
-	2,  // 42: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
-	5,  // 43: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
-	11, // 44: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
-	3,  // 45: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
-	6,  // 46: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
-	44, // [44:47] is the sub-list for method output_type
-	41, // [41:44] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	20, // 13: logmirror.log.v1.PeerFrame.ack:type_name -> logmirror.log.v1.VoterAck
+	21, // 14: logmirror.log.v1.PeerFrame.proposal:type_name -> logmirror.log.v1.ForwardedProposal
+	22, // 15: logmirror.log.v1.PeerFrame.rejection:type_name -> logmirror.log.v1.ForwardedRejection
+	28, // 16: logmirror.log.v1.PeerFrame.question:type_name -> logmirror.log.v1.RoundQuestion
+	29, // 17: logmirror.log.v1.PeerFrame.answer:type_name -> logmirror.log.v1.RoundAnswer
+	30, // 18: logmirror.log.v1.PeerFrame.ping:type_name -> logmirror.log.v1.Ping
+	30, // 19: logmirror.log.v1.PeerFrame.pong:type_name -> logmirror.log.v1.Ping
+	15, // 20: logmirror.log.v1.PeerFrame.checkpoints_held:type_name -> logmirror.log.v1.CheckpointsHeld
+	35, // 21: logmirror.log.v1.PeerFrame.checkpoint_report:type_name -> logmirror.log.v1.CheckpointReport
+	17, // 22: logmirror.log.v1.PeerFrame.checkpoint_wanted:type_name -> logmirror.log.v1.CheckpointWanted
+	18, // 23: logmirror.log.v1.PeerFrame.checkpoint_asked:type_name -> logmirror.log.v1.CheckpointAsked
+	19, // 24: logmirror.log.v1.PeerFrame.snapshot_progress:type_name -> logmirror.log.v1.SnapshotProgress
+	16, // 25: logmirror.log.v1.PeerFrame.applied_reports:type_name -> logmirror.log.v1.AppliedReports
+	24, // 26: logmirror.log.v1.PeerFrame.change:type_name -> logmirror.log.v1.ForwardedChange
+	25, // 27: logmirror.log.v1.PeerFrame.change_refusal:type_name -> logmirror.log.v1.ChangeRefusal
+	26, // 28: logmirror.log.v1.PeerFrame.round_trips:type_name -> logmirror.log.v1.RoundTrips
+	36, // 29: logmirror.log.v1.PeerFrame.digest_report:type_name -> logmirror.log.v1.DigestReport
+	37, // 30: logmirror.log.v1.PeerFrame.digest_verdict:type_name -> logmirror.log.v1.DigestVerdict
+	13, // 31: logmirror.log.v1.PeerFrame.trace_notes:type_name -> logmirror.log.v1.TraceNotes
+	14, // 32: logmirror.log.v1.TraceNotes.notes:type_name -> logmirror.log.v1.TraceNote
+	38, // 33: logmirror.log.v1.TraceNote.traces:type_name -> logmirror.log.v1.TraceContext
+	31, // 34: logmirror.log.v1.CheckpointsHeld.checkpoints:type_name -> logmirror.log.v1.CheckpointName
+	39, // 35: logmirror.log.v1.AppliedReports.reports:type_name -> logmirror.log.v1.AppliedReport
+	31, // 36: logmirror.log.v1.CheckpointWanted.checkpoint:type_name -> logmirror.log.v1.CheckpointName
+	40, // 37: logmirror.log.v1.ForwardedProposal.proposal:type_name -> logmirror.log.v1.Proposal
+	41, // 38: logmirror.log.v1.ForwardedRejection.rejection:type_name -> logmirror.log.v1.AppendRejection
+	0,  // 39: logmirror.log.v1.MembershipChange.kind:type_name -> logmirror.log.v1.MembershipChange.Kind
+	42, // 40: logmirror.log.v1.MembershipChange.member:type_name -> logmirror.log.v1.Member
+	23, // 41: logmirror.log.v1.ForwardedChange.change:type_name -> logmirror.log.v1.MembershipChange
+	1,  // 42: logmirror.log.v1.ChangeRefusal.reason:type_name -> logmirror.log.v1.ChangeRefusal.Reason
+	27, // 43: logmirror.log.v1.RoundTrips.round_trips:type_name -> logmirror.log.v1.RoundTrip
+	10, // 44: logmirror.log.v1.PeerService.Send:input_type -> logmirror.log.v1.SendRequest
+	2,  // 45: logmirror.log.v1.PeerService.FetchLog:input_type -> logmirror.log.v1.FetchLogRequest
+	5,  // 46: logmirror.log.v1.PeerService.FetchCheckpoint:input_type -> logmirror.log.v1.FetchCheckpointRequest
+	11, // 47: logmirror.log.v1.PeerService.Send:output_type -> logmirror.log.v1.SendResponse
+	3,  // 48: logmirror.log.v1.PeerService.FetchLog:output_type -> logmirror.log.v1.FetchLogResponse
+	6,  // 49: logmirror.log.v1.PeerService.FetchCheckpoint:output_type -> logmirror.log.v1.FetchCheckpointResponse
+	47, // [47:50] is the sub-list for method output_type
+	44, // [44:47] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_logmirror_log_v1_peer_proto_init() }
@@ -2300,6 +2439,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 		(*PeerFrame_RoundTrips)(nil),
 		(*PeerFrame_DigestReport)(nil),
 		(*PeerFrame_DigestVerdict)(nil),
+		(*PeerFrame_TraceNotes)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2307,7 +2447,7 @@ func file_logmirror_log_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_logmirror_log_v1_peer_proto_rawDesc), len(file_logmirror_log_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
