@@ -108,9 +108,9 @@ func (p *Process) Wait(atMost time.Duration) error {
 		return err
 	case <-time.After(atMost):
 		_ = p.command.Process.Kill()
-		_ = <-ended // it was killed
+		killed := <-ended
 		p.ended()
-		return fmt.Errorf("%s: %w after %v", p.Name, ErrStillRuns, atMost)
+		return fmt.Errorf("%s: %w after %v, and was ended: %v", p.Name, ErrStillRuns, atMost, killed)
 	}
 }
 
