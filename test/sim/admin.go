@@ -16,13 +16,12 @@ import (
 type admin struct {
 	s *Simulation
 	// doomed are members to be replaced, the first one now; fresh is the id of the new one, zero before it is asked for.
-	doomed  []*member
-	fresh   uint64
-	made    int
-	tokens  uint64
-	fenced  string
-	openAt  time.Duration
-	rolling []func()
+	doomed []*member
+	fresh  uint64
+	made   int
+	tokens uint64
+	fenced string
+	openAt time.Duration
 }
 
 func (a *admin) replace(m *member) {
@@ -31,7 +30,31 @@ func (a *admin) replace(m *member) {
 	}
 }
 
-func (a *admin) idle() bool { return len(a.doomed) == 0 && a.fenced == "" && len(a.rolling) == 0 }
+func (a *admin) idle() bool {
+	return len(a.doomed) == 0 && a.fenced == "" && (!a.s.quiet || a.closed() == "")
+}
+
+// closed is a region that the log has as fenced or drained, empty for none.
+func (a *admin) closed() string {
+	for i := range a.s.frontends {
+		if region := regionName(i); a.s.truth.machine.Region(region) != statemachine.RegionOpen {
+			return region
+		}
+	}
+	return ""
+}
+
+// useUpNodes has the log grant all node numbers of raindrops but one for each frontend, for times that nobody comes to: from
+// then on a number goes from one session to the next.
+func (a *admin) useUpNodes() {
+	const kind = statemachine.IDRaindrop
+	used := max(len(a.s.truth.machine.IDNodes(kind)), len(a.s.frontends))
+	until := int64(epochOfRun.Add(100*24*time.Hour).Sub(time.Unix(0, statemachine.IDEpoch)) / kind.Layout().Unit)
+	for range kind.Layout().Nodes() - used {
+		a.command(&commandv1.Command{Operation: &commandv1.Command_IdNodeGrant{
+			IdNodeGrant: &commandv1.IdNodeGrant{Kind: commandv1.IdKind_ID_KIND_RAINDROP, Until: until}}})
+	}
+}
 
 // act goes on with what is under way.
 func (a *admin) act() {
@@ -40,6 +63,9 @@ func (a *admin) act() {
 		if a.s.truth.machine.Region(a.fenced) == statemachine.RegionOpen {
 			a.fenced = ""
 		}
+	} else if region := a.closed(); a.s.quiet && region != "" {
+		// The fence was still on its way when the region was opened.
+		a.region(region, commandv1.SetRegionState_STATE_OPEN)
 	}
 	if len(a.doomed) > 0 {
 		a.goOnReplacing()

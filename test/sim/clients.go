@@ -135,11 +135,19 @@ func (c *client) ask(f *frontend, request func(answer func(answerOf)), done func
 	})
 }
 
-// command proposes a command through a frontend.
+// command proposes a command through a frontend. Some calls end there before their outcome is known, as a stream or a deadline
+// does: they are answered with what can be said then.
 func (c *client) command(f *frontend, command *commandv1.Command, done func(answerOf)) {
+	patience := clientTimeout
+	if c.s.one(12) {
+		patience = c.s.between(0, 150*time.Millisecond)
+	}
 	c.ask(f, func(answer func(answerOf)) {
 		call := f.propose(command, c.s.one(2), func(r statemachine.Result, err error) { answer(answered(r, err)) })
-		f.after(clientTimeout, func() {
+		f.after(patience, func() {
+			if !call.Done {
+				c.s.counts.add("call ended before its outcome")
+			}
 			f.mirror.Leave(f.boot(), call)
 			f.pump()
 		})

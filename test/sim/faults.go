@@ -49,7 +49,7 @@ var profiles = []profile{
 		{4, leaveBehind}, {2, leaveFrontendBehind}, {2, crashMember}, {2, killFrontend}, {2, replaceMember}, {2, askCheckpoint}, {1, transferLeadership},
 		{1, fillDisk}, {2, compact}, {1, loseFrames}, {2, heal}}},
 	{name: "sessions", every: 2500 * time.Millisecond, think: 200 * time.Millisecond, checkpointBytes: longLog, faults: []fault{
-		{4, freezeFrontend}, {3, killFrontend}, {4, fenceRegion}, {2, partition}, {2, pauseMember}, {2, crashMember}, {2, jumpWall}, {3, heal}}},
+		{4, freezeFrontend}, {3, isolateFrontend}, {3, killFrontend}, {4, fenceRegion}, {2, partition}, {2, pauseMember}, {2, crashMember}, {2, jumpWall}, {3, heal}}},
 	{name: "members", every: 2 * time.Second, think: 150 * time.Millisecond, checkpointBytes: 16 << 10, faults: []fault{
 		{5, replaceMember}, {2, crashMember}, {2, transferLeadership}, {1, partition}, {2, heal}, {1, pauseMember}, {1, killFrontend}}},
 	{name: "clocks", every: 1500 * time.Millisecond, think: 150 * time.Millisecond, checkpointBytes: longLog, jumps: true, faults: []fault{
@@ -75,7 +75,7 @@ var floors = map[string]int{
 	"snapshot installed": 2, "bootstrap from a checkpoint": 1, "region fenced": 10, "session ended: expired": 5, "session ended: fenced": 5,
 	"session ended: replaced": 30, "rolling restart": 3, "election": 100, "resend": 100, "lease ended": 30, "lease adopted": 30, "lease orphaned": 10,
 	"write under a lock": 50, "write fenced off": 3, "request answered again": 20, "watch compacted": 1, "fragment seen": 5, "slow watcher": 20,
-	"start from an image": 20, "operation unknown": 30, "operation not applied": 30, "transfer broken": 2, "damaged log refused": 1,
+	"start from an image": 20, "operation unknown": 30, "operation not applied": 30, "frontend isolated": 4, "call ended before its outcome": 1000, "transfer broken": 2, "damaged log refused": 1,
 }
 
 // trouble does one thing after another until all is healed.
@@ -190,6 +190,16 @@ func pauseFrontend(s *Simulation) {
 // freezeFrontend pauses one for longer than its session lasts.
 func freezeFrontend(s *Simulation) {
 	s.pauseProcess(s.anyFrontend().process, "pause of a frontend", s.between(8*time.Second, 16*time.Second))
+}
+
+// isolateFrontend cuts one off from all members for longer than its session lasts, and whatever it owns. Its clients still
+// reach it.
+func isolateFrontend(s *Simulation) {
+	f, until := s.anyFrontend(), s.now+s.between(12*time.Second, 20*time.Second)
+	s.fault("frontend isolated", "%s reaches no member for %v", f.name, until-s.now)
+	for _, m := range s.members {
+		s.link(f.process, m.process).isolatedUntil, s.link(m.process, f.process).isolatedUntil = until, until
+	}
 }
 
 // side draws some processes: one, all of a region, or any.

@@ -455,7 +455,7 @@ func (f *frontend) dropAppend() {
 
 // lostMember is told that a member's process is gone, if the network says so.
 func (f *frontend) lostMember(m *member) {
-	if !f.up || f.s.memberAt(f.current) != m || f.s.link(m.process, f.process).cut {
+	if !f.up || f.s.memberAt(f.current) != m || f.s.severed(f.s.link(m.process, f.process)) {
 		return
 	}
 	f.after(f.s.between(time.Millisecond, 40*time.Millisecond), func() {

@@ -59,14 +59,21 @@ func (c *client) renew() {
 			return
 		}
 		s.counts.add("lease granted")
-		rounds := 2 + s.random.IntN(12)
+		// Half of them stay with one frontend, for long, whatever becomes of it.
+		rounds, loyal := 2+s.random.IntN(12), (*frontend)(nil)
+		if s.one(2) {
+			rounds, loyal = 40, s.frontends[c.home]
+		}
 		var next func()
 		next = func() {
 			if rounds--; rounds <= 0 || s.stopped {
 				c.busy = false
 				return
 			}
-			f := c.frontend()
+			f := loyal
+			if f == nil {
+				f = c.frontend()
+			}
 			c.keepAlive(f, id, func(err error) {
 				if errors.Is(err, keeper.ErrLeaseNotFound) {
 					return

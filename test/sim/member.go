@@ -377,7 +377,7 @@ func (m *member) sendFrame(f logservice.OutgoingFrame) {
 		return
 	}
 	l := s.link(m.process, to.process)
-	if l.cut || s.loss > 0 && s.random.Float64() < s.loss {
+	if s.severed(l) || s.loss > 0 && s.random.Float64() < s.loss {
 		s.counts.add("frame lost")
 		if f.Frame.GetProposal() != nil && s.one(2) {
 			m.after(0, func() { m.step(logservice.Unsent{To: f.To, Frames: []*logv1.PeerFrame{f.Frame}}) })

@@ -61,6 +61,7 @@ func (s *Simulation) all() {
 	s.begin()
 	s.startClients()
 	s.every(50*time.Millisecond, 150*time.Millisecond, s.admin.act)
+	s.after(2*time.Second, s.admin.useUpNodes)
 	s.run(warmUp)
 	s.trouble()
 	s.run(troubledTime)

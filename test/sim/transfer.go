@@ -62,7 +62,7 @@ func (m *member) performCheckpoints(effects *logservice.Effects) {
 
 // reachable tells whether another process answers now.
 func (s *Simulation) reachable(a, b *process) bool {
-	return b.running() && !s.link(a, b).cut && !s.link(b, a).cut
+	return b.running() && !s.severed(s.link(a, b)) && !s.severed(s.link(b, a))
 }
 
 // bytesOf reads a checkpoint that a member holds.

@@ -249,6 +249,8 @@ func (p *process) died() {
 type link struct {
 	delay, arrival time.Duration
 	cut            bool
+	// isolatedUntil is when the isolation of one of its ends is over, which no healing of links ends sooner.
+	isolatedUntil time.Duration
 	// slowUntil is when a spike of its delay ends.
 	slowUntil time.Duration
 }
@@ -267,6 +269,9 @@ func (s *Simulation) link(from, to *process) *link {
 	return l
 }
 
+// severed tells whether nothing gets through a link now.
+func (s *Simulation) severed(l *link) bool { return l.cut || l.isolatedUntil > s.now }
+
 // transit is how long a message takes now.
 func (s *Simulation) transit(l *link) time.Duration {
 	d := l.delay + s.between(0, l.delay/8+100*time.Microsecond)
@@ -280,13 +285,13 @@ func (s *Simulation) transit(l *link) time.Duration {
 // datagram takes one message to the other side, or loses it.
 func (s *Simulation) datagram(from, to *process, deliver func()) {
 	l := s.link(from, to)
-	if l.cut {
+	if s.severed(l) {
 		s.counts.add("message into a cut")
 		return
 	}
 	life := to.life
 	s.after(s.transit(l), func() {
-		if !l.cut {
+		if !s.severed(l) {
 			to.do(life, deliver)
 		}
 	})
@@ -313,7 +318,7 @@ func (st *stream) send(from *process, deliver func()) {
 		to, side = st.a, 0
 	}
 	l := s.link(from, to)
-	if st.broken || l.cut {
+	if st.broken || s.severed(l) {
 		if !st.broken {
 			s.counts.add("stream broken")
 		}
@@ -323,7 +328,7 @@ func (st *stream) send(from *process, deliver func()) {
 	at := max(s.now+s.transit(l), st.arrival[side]+1)
 	st.arrival[side] = at
 	s.after(at-s.now, func() {
-		if l.cut {
+		if s.severed(l) {
 			st.broken = true
 		}
 		if st.broken || to.life != st.lives[side] || !to.up {
@@ -359,6 +364,9 @@ func (s *Simulation) healLinks() {
 		for _, b := range s.processes {
 			if l := s.links[[2]int{a.index, b.index}]; l != nil {
 				l.cut, l.slowUntil = false, 0
+				if s.quiet {
+					l.isolatedUntil = 0
+				}
 			}
 		}
 	}
