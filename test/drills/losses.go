@@ -58,17 +58,33 @@ func (o *watching) noticed(ctx context.Context, r *result, of string, began time
 	if err := pause(ctx, calm); err != nil {
 		return err
 	}
-	now := time.Now()
-	failed, ended := 0, 0
+	o.record(r, of, began, time.Now(), among)
+	return nil
+}
+
+// record records what the clients of some regions noticed from one instant to another.
+func (o *watching) record(r *result, of string, began, until time.Time, among []*clients) {
+	for _, c := range among {
+		r.within(of+": longest wait of a writer in "+c.region, o.of(c.region).writesAway(began, until), writesBackWithin)
+	}
+	for _, c := range among {
+		// What is acknowledged at the very end may still be on its way to a watch.
+		behind := o.watchesBehind(c.region, among, began, until.Add(-calm/2))
+		r.within(of+": longest wait of a watch in "+c.region, behind, watchesBehindAtMost)
+	}
+	o.uninterrupted(r, of, began, among)
+}
+
+// uninterrupted records reads that failed and watches that ended in some regions since an instant: there must be none.
+func (o *watching) uninterrupted(r *result, of string, began time.Time, among []*clients) {
+	now, failed, ended := time.Now(), 0, 0
 	for _, c := range among {
 		at := o.of(c.region)
-		r.within(of+": longest wait of a writer in "+c.region, at.writesAway(began, now), writesBackWithin)
 		failed += at.readsFailed(began, now)
 		ended += at.watchesEnded(began, now)
 	}
 	r.none(of+": reads that failed there", failed)
 	r.none(of+": watches that ended there", ended)
-	return nil
 }
 
 func lostMember(ctx context.Context, e *environment, r *result) error {
@@ -90,6 +106,7 @@ func lostMember(ctx context.Context, e *environment, r *result) error {
 				return err
 			}
 			r.took(lost.Name+" started again: until it has the whole log", time.Since(again))
+			o.uninterrupted(r, lost.Name+" killed and back", began, w.clients)
 		}
 		return nil
 	})
@@ -144,6 +161,7 @@ func lostLeader(ctx context.Context, e *environment, r *result) error {
 			if err := w.settle(ctx); err != nil {
 				return err
 			}
+			o.uninterrupted(r, way.name+" and back", began, w.clients)
 		}
 		return nil
 	})
@@ -197,7 +215,13 @@ func (w *world) cutOff(ctx context.Context, o *watching, r *result, i int, lasts
 	if err := w.healed(ctx, o, r, name+", healed", i, healed, equalWithin); err != nil {
 		return err
 	}
-	return w.settle(ctx)
+	if err := w.settle(ctx); err != nil {
+		return err
+	}
+	o.uninterrupted(r, name+" and back", began, others)
+	r.count(name+", healed: reads that failed in it", here.readsFailed(healed, time.Now()))
+	r.count(name+", healed: watches that ended in it, and went on", here.watchesEnded(healed, time.Now()))
+	return nil
 }
 
 // killRegion kills all processes of a region, and starts them again.
@@ -219,7 +243,11 @@ func (w *world) killRegion(ctx context.Context, o *watching, r *result, i int, r
 	if err := w.healed(ctx, o, r, region+" started again", i, again, 0); err != nil {
 		return err
 	}
-	return w.settle(ctx)
+	if err := w.settle(ctx); err != nil {
+		return err
+	}
+	o.uninterrupted(r, region+" killed and back", began, w.others(region))
+	return nil
 }
 
 // healed records how long a region takes to have the others' state again, and to take writes. The goal, zero
@@ -284,6 +312,7 @@ func oneWayCut(ctx context.Context, e *environment, r *result) error {
 			if err := w.settle(ctx); err != nil {
 				return err
 			}
+			o.uninterrupted(r, way.name+" and back", began, w.others(home))
 		}
 		// One link of three: both ends still reach the third region.
 		w.note("eu is not heard in ap")

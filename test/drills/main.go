@@ -2,7 +2,8 @@
 // on this machine, in three regions whose links have the round trips of us, eu and ap (80, 150 and 100 ms).
 //
 //	go run ./test/drills lost-leader lost-region
-//	go run ./test/drills all -o json
+//	go run ./test/drills -o json all
+//	go run ./test/drills -repeat 3 lost-region
 //
 // Each drill prints numbers. A number with a goal that is missed, or a cluster that lost what it acknowledged, fails the
 // drill. Between the drill's clients and the frontends of their region there is no delay.
@@ -49,6 +50,7 @@ var drills = []drill{
 type options struct {
 	binaries, output string
 	keep             bool
+	repeat           int
 }
 
 // environment is what drills have in common.
@@ -67,6 +69,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.binaries, "binaries", "", "`directory` of logsvc, frontend and kvctl; empty to build them")
 	flag.StringVar(&o.output, "o", "text", "text, markdown or json")
+	flag.IntVar(&o.repeat, "repeat", 1, "how often each drill is done, on a new cluster each time; from two on, medians and worst values are shown at the end")
 	flag.BoolVar(&o.keep, "keep", false, "keep data and output of the processes, and say where they are")
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), "usage: drills [flags] all | DRILL…\n\n")
@@ -94,6 +97,9 @@ func run(ctx context.Context, o options, names []string) error {
 	if !slices.Contains([]string{"text", "markdown", "json"}, o.output) {
 		return fmt.Errorf("-o %s: want text, markdown or json", o.output)
 	}
+	if o.repeat < 1 || o.repeat > repeatMax {
+		return fmt.Errorf("-repeat %d: want 1 to %d", o.repeat, repeatMax)
+	}
 	directory, err := os.MkdirTemp("", "logmirror-drills-")
 	if err != nil {
 		return err
@@ -112,19 +118,43 @@ func run(ctx context.Context, o options, names []string) error {
 	if o.binaries, err = filepath.Abs(o.binaries); err != nil {
 		return err
 	}
+	return runAll(ctx, o, chosen, directory)
+}
+
+// repeatMax bounds -repeat: a hundred times all drills is a day.
+const repeatMax = 100
+
+// runAll does each drill as often as it was asked to, in rounds, so that what the machine does otherwise at one time is not all
+// in the numbers of one drill.
+func runAll(ctx context.Context, o options, chosen []drill, directory string) error {
 	failed := false
-	for _, d := range chosen {
-		e := &environment{binaries: o.binaries, scratch: filepath.Join(directory, d.name), log: os.Stderr}
-		if err := os.MkdirAll(e.scratch, 0o700); err != nil {
-			return err
+	runs := make([][]*result, len(chosen))
+	for round := range o.repeat {
+		for i, d := range chosen {
+			scratch := filepath.Join(directory, fmt.Sprintf("%s-%d", d.name, round+1))
+			e := &environment{binaries: o.binaries, scratch: scratch, log: os.Stderr}
+			if err := os.MkdirAll(e.scratch, 0o700); err != nil {
+				return err
+			}
+			r := perform(ctx, d, e)
+			if !o.keep {
+				_ = os.RemoveAll(scratch) // with the directory above it, at the latest
+			}
+			runs[i] = append(runs[i], r)
+			if err := show(os.Stdout, o.output, r); err != nil {
+				return err
+			}
+			failed = failed || r.failed()
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 		}
-		r := perform(ctx, d, e)
-		if err := show(os.Stdout, o.output, r); err != nil {
-			return err
-		}
-		failed = failed || r.failed()
-		if err := ctx.Err(); err != nil {
-			return err
+	}
+	if o.repeat > 1 {
+		for _, of := range runs {
+			if err := summarize(of).show(os.Stdout, o.output); err != nil {
+				return err
+			}
 		}
 	}
 	if failed {

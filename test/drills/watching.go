@@ -281,6 +281,33 @@ func (o *watching) lag(region string, from, to time.Time) time.Duration {
 	return lags[len(lags)*99/100]
 }
 
+// watchesBehind is the longest that a watch in a region waited for a write that was acknowledged within [from, to] among some
+// regions. One that it never told counts until now.
+func (o *watching) watchesBehind(region string, among []*clients, from, to time.Time) (longest time.Duration) {
+	here := o.of(region)
+	acknowledged := map[int64]time.Time{}
+	for _, c := range among {
+		r := o.of(c.region)
+		r.mu.Lock()
+		for revision, at := range r.acknowledged {
+			if !at.Before(from) && !at.After(to) {
+				acknowledged[revision] = at
+			}
+		}
+		r.mu.Unlock()
+	}
+	here.mu.Lock()
+	defer here.mu.Unlock()
+	for revision, at := range acknowledged {
+		seen, ok := here.seen[revision]
+		if !ok {
+			seen = time.Now()
+		}
+		longest = max(longest, seen.Sub(at))
+	}
+	return longest
+}
+
 // end stops the load, and records what must never be: a watch that misses what was acknowledged, or tells it out of order,
 // and regions that differ.
 func (o *watching) end(ctx context.Context, r *result) error {
@@ -320,7 +347,15 @@ func (o *watching) end(ctx context.Context, r *result) error {
 	}
 	r.count("writes acknowledged, all regions", total)
 	r.none("acknowledged writes that a watch did not tell, or out of order", missed+disorder)
-	return err
+	if err != nil {
+		return err
+	}
+	for _, at := range o.regions[1:] {
+		if _, err := equal(ctx, at.clients, o.regions[0].clients, all); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // equal waits until a region has the state that another has at a revision, and tells when.
