@@ -2,7 +2,9 @@
 
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := -s -w -X github.com/logmirror/logmirror/internal/version.version=$(VERSION) \
+	-X github.com/logmirror/logmirror/internal/version.commit=$(COMMIT)
 BIN := bin/
 BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 # Packages whose concurrency the race detector looks at in `make test`: all but those that run whole clusters, whose parts

@@ -56,9 +56,16 @@ type options struct {
 func newCommand() *cobra.Command {
 	var o options
 	command := &cobra.Command{
-		Use:           "frontend --name N --region R --listen ADDR --data-dir DIR --log ADDR1,ADDR2,…",
-		Short:         "One region's server: a mirror of the log's state with the native API and etcd's",
-		Args:          cobra.NoArgs,
+		Use:   "frontend --name N --region R --listen ADDR --data-dir DIR --log ADDR1,ADDR2,…",
+		Short: "One region's server: a mirror of the log's state with the native API and etcd's",
+		Long: "One region's server: a mirror of the log's state with the native API and etcd's, on one port.\n\n" +
+			"Exit codes: 0 ended by a signal; 1 failed.",
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unexpected %q: everything is given by flags (see frontend --help)", args[0])
+			}
+			return nil
+		},
 		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -66,9 +73,13 @@ func newCommand() *cobra.Command {
 			if err := flagfile.Load(command.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
+			if err := flagfile.Require(command.Flags(), "name", "region", "data-dir", "log"); err != nil {
+				return fmt.Errorf("%w; see frontend --help", err)
+			}
 			return run(command.Context(), o)
 		},
 	}
+	command.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w (see frontend --help)", err) })
 	flags := command.Flags()
 	flags.StringVar(&o.name, "name", "", "name of this frontend; unique in the cluster")
 	flags.StringVar(&o.region, "region", "", "region that this frontend serves")
@@ -79,14 +90,14 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez, /readyz, and etcd's /health and /version on (default: none)")
 	flags.DurationVar(&o.watchProgressInterval, "watch-progress-interval", 10*time.Minute,
 		"how often idle watches that asked for it are told of the revision; at least 100ms")
-	flags.IntVar(&o.maxRequestBytes, "max-request-bytes", 3<<19, "largest request that is taken, in `bytes`")
+	flagfile.BytesVar(flags, &o.maxRequestBytes, "max-request-bytes", 3<<19, "largest request that is taken, in `bytes`")
 	flags.IntVar(&o.maxTxnOperations, "max-txn-ops", 128, "most operations in each list of a transaction")
 	flags.DurationVar(&o.readyMaxAge, "ready-max-age", 10*time.Second,
 		"how old the state may be at most when this frontend begins to serve after a start or a bootstrap")
-	flags.IntVar(&o.checkpointRate, "checkpoint-rate", 32<<20, "how fast a checkpoint is made and uploaded at most, in `bytes` per second")
+	flagfile.BytesVar(flags, &o.checkpointRate, "checkpoint-rate", 32<<20, "how fast a checkpoint is made and uploaded at most, in `bytes` per second")
 	flags.DurationVar(&o.scrubInterval, "scrub-interval", 10*time.Minute,
 		"how often memory and image are checked for damage; a tenth of a processor at most")
-	flags.IntVar(&o.bootstrapRate, "bootstrap-rate", 64<<20, "how fast a checkpoint is downloaded at most, in `bytes` per second")
+	flagfile.BytesVar(flags, &o.bootstrapRate, "bootstrap-rate", 64<<20, "how fast a checkpoint is downloaded at most, in `bytes` per second")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
 	flags.StringVar(&o.pprofListen, "pprof-listen", "", "`address` to serve profiles on under /debug/pprof/, on loopback unless --insecure (default: none)")
 	o.logging.AddFlags(flags)
@@ -155,16 +166,6 @@ func (o options) config(logger *slog.Logger) (c frontend.Config, err error) {
 		MaxRequestBytes:       o.maxRequestBytes,
 		MaxTxnOperations:      o.maxTxnOperations,
 		Logger:                logger,
-	}
-	for _, required := range []struct{ flag, value string }{
-		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir},
-	} {
-		if required.value == "" {
-			return c, fmt.Errorf("--%s is required", required.flag)
-		}
-	}
-	if len(o.log) == 0 {
-		return c, errors.New("--log is required")
 	}
 	for _, address := range o.log {
 		if _, _, err := net.SplitHostPort(address); err != nil {

@@ -76,7 +76,12 @@ func newCommand() *cobra.Command {
 		Long: "One member of the log service. Its first start needs --initial-cluster, where it is one of those that begin the log,\n" +
 			"or --join, where it was added by kvctl log member add. Later starts need neither.\n\n" +
 			"Exit codes: 0 ended by a signal; 1 failed; 3 this member was removed from the log.",
-		Args:          cobra.NoArgs,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unexpected %q: everything is given by flags (see logsvc --help)", args[0])
+			}
+			return nil
+		},
 		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -84,9 +89,13 @@ func newCommand() *cobra.Command {
 			if err := flagfile.Load(command.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
+			if err := flagfile.Require(command.Flags(), "name", "region", "data-dir"); err != nil {
+				return fmt.Errorf("%w; see logsvc --help", err)
+			}
 			return run(command.Context(), o)
 		},
 	}
+	command.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w (see logsvc --help)", err) })
 	flags := command.Flags()
 	flags.StringVar(&o.name, "name", "", "name of this member, as in --initial-cluster or as it was added")
 	flags.StringVar(&o.region, "region", "", "region that this member is in")
@@ -94,18 +103,18 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&o.advertise, "advertise", "", "`address` where others reach this member (default: the one in --initial-cluster or with which it was added)")
 	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of this member's log")
 	flags.StringVar(&o.initialCluster, "initial-cluster", "",
-		"members that begin the log, as `NAME=ADDRESS,…`: the same names at all of them, once for the first start; addresses\n"+
+		"members that begin the log, as `NAME=ADDRESS,...`: the same names at all of them, once for the first start; addresses\n"+
 			"given later win over what the member has learned")
 	flags.StringSliceVar(&o.join, "join", nil, "`address` of a live member, for the first start of a member that was added")
-	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "where leadership is moved to: none, fixed=`REGION`, or traffic (where writes come from)")
+	flags.StringVar(&o.leaderPolicy, "leader-policy", "none", "`where` leadership is moved to: none, fixed=REGION, or traffic (where writes come from)")
 	flags.StringVar(&o.publication, "publication", "quorum",
-		"how members learn that an entry is committed, the same at all of them: `quorum` (one round trip) or leader (stock Raft)")
-	flags.Int64Var(&o.checkpointLogBytes, "checkpoint-log-bytes", 256<<20, "`bytes` of log above the newest checkpoint after which another one is asked for")
+		"`how` members learn that an entry is committed, the same at all of them: quorum (one round trip) or leader (stock Raft)")
+	flagfile.BytesVar(flags, &o.checkpointLogBytes, "checkpoint-log-bytes", 256<<20, "how much log, in `bytes`, above the newest checkpoint after which another one is asked for")
 	flags.DurationVar(&o.checkpointAge, "checkpoint-age", 24*time.Hour, "log time after which another checkpoint is asked for, however small the log; 0 for never")
 	flags.DurationVar(&o.checkpointTimeout, "checkpoint-timeout", 10*time.Minute, "time to make and copy a checkpoint before others are asked for one")
-	flags.Int64Var(&o.logTailBytes, "log-tail-bytes", 1<<30, "`bytes` of log to keep below checkpoints for those who come late; the log is trimmed beyond")
+	flagfile.BytesVar(flags, &o.logTailBytes, "log-tail-bytes", 1<<30, "how much log to keep, in `bytes`, below checkpoints for those who come late; the log is trimmed beyond")
 	flags.DurationVar(&o.logTailAge, "log-tail-age", 0, "age beyond which entries below a checkpoint are not kept even within --log-tail-bytes; 0 for any")
-	flags.Int64Var(&o.segmentBytes, "segment-bytes", segmentBytesDefault,
+	flagfile.BytesVar(flags, &o.segmentBytes, "segment-bytes", segmentBytesDefault,
 		"size of a file of the log in `bytes`, of which two are reserved; the log is trimmed by whole files")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
@@ -185,7 +194,8 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 		CheckpointLogBytes: o.checkpointLogBytes, CheckpointAge: o.checkpointAge, CheckpointTimeout: o.checkpointTimeout,
 		TailBytes: o.logTailBytes, TailAge: o.logTailAge, SegmentBytes: o.segmentBytes}
 	if o.segmentBytes < segmentBytesMin || o.segmentBytes > segmentBytesMax {
-		return c, fmt.Errorf("--segment-bytes %d: must be between %d and %d", o.segmentBytes, segmentBytesMin, segmentBytesMax)
+		return c, fmt.Errorf("--segment-bytes %d: must be between %d and %d (%s and %s)", o.segmentBytes, segmentBytesMin, segmentBytesMax,
+			flagfile.FormatBytes(segmentBytesMin), flagfile.FormatBytes(segmentBytesMax))
 	}
 	for _, bound := range []struct {
 		flag  string
@@ -200,13 +210,6 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	}
 	if o.checkpointAge == 0 {
 		c.CheckpointAge = -1 // for never
-	}
-	for _, required := range []struct{ flag, value string }{
-		{"name", o.name}, {"region", o.region}, {"data-dir", o.dataDir},
-	} {
-		if required.value == "" {
-			return c, fmt.Errorf("--%s is required", required.flag)
-		}
 	}
 	if o.initialCluster != "" && len(o.join) > 0 {
 		return c, errors.New("--initial-cluster and --join: a member either begins the log or joins it")

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,6 +35,8 @@ func main() {
 	}
 }
 
+const linkHelp = "A LINK is REGION-REGION, as us-ap, or one REGION for all of its links."
+
 // controlDefault is where the control listens and is looked for.
 const controlDefault = "127.0.0.1:2300"
 
@@ -42,14 +45,16 @@ func newCommand(out io.Writer) *cobra.Command {
 		Use:   "wanlink",
 		Short: "The network between regions: delays, loses and cuts what goes from one to another",
 		Long: "wanlink serve carries connections between the networks of regions; the other commands steer its links.\n" +
-			"A LINK is REGION-REGION, as us-ap, or one REGION for all of its links.",
-		Version:       version.String(),
+			"" + linkHelp + "\n\n" +
+			"Flags may also be environment variables: --cacert is LOGMIRROR_CACERT. Exit codes: 0 done; 1 failed.",
+		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			return flagfile.Load(c.Flags(), os.LookupEnv)
 		},
 	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return fmt.Errorf("%w (see %s --help)", err, c.CommandPath()) })
 	root.SetOut(out)
 	root.AddCommand(newServe(), newProbe(out))
 	s := &steering{out: out}
@@ -73,7 +78,7 @@ func (s *steering) commands() []*cobra.Command {
 	}
 	cut := &cobra.Command{
 		Use: "cut LINK", Short: "Silence a link: nothing arrives, nothing is refused",
-		Example: "  wanlink cut us-ap\n  wanlink cut ap\n  wanlink cut ap-us --one-way    # what ap sends to us",
+		Example: "  wanlink cut us-ap              # both ways\n  wanlink cut ap                 # all links of ap\n  wanlink cut ap-us --one-way    # what ap sends to us",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.change(c, wanlink.PathCut, args[0], wanlink.Request{OneWay: oneWay})
@@ -110,6 +115,9 @@ func (s *steering) commands() []*cobra.Command {
 	}
 	all := []*cobra.Command{status, cut, heal, rtt, loss}
 	for _, c := range all {
+		if strings.Contains(c.Use, "LINK") {
+			c.Long = c.Short + ". " + linkHelp
+		}
 		c.Flags().StringVar(&s.control, "control", controlDefault, "`address` of the control")
 		c.Flags().DurationVar(&s.timeout, "timeout", 5*time.Second, "longest wait for an answer")
 		c.Flags().StringVar(&s.tls.Certificate, "cert", "", "certificate `file` to show; changes need an operator's")
@@ -147,6 +155,9 @@ func (s *steering) ask(c *cobra.Command, path string, request wanlink.Request) e
 		links, err = client.Links(ctx)
 	} else {
 		links, err = client.Change(ctx, path, request)
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("%w\nDoes wanlink serve run (make demo), and is --control its address?", err)
 	}
 	if err != nil {
 		return err

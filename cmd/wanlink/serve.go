@@ -48,7 +48,7 @@ func newServe() *cobra.Command {
 	flags.StringArrayVar(&s.parts, "part", nil, "a process that others reach through this one, as `REGION=HOST:PORT`; repeatable")
 	flags.StringArrayVar(&s.doors, "door", nil,
 		"an own `address` outside of the regions, at which the part of that port is reached without a delay; repeatable")
-	flags.StringSliceVar(&s.roundTrips, "rtt", nil, "round trips, as `REGION-REGION=DURATION,…`; none where not given")
+	flags.StringSliceVar(&s.roundTrips, "rtt", nil, "round trips, as `REGION-REGION=DURATION,...`; none where not given")
 	flags.StringVar(&s.control, "control", controlDefault, "`address` to serve the control on")
 	flags.BoolVar(&s.insecure, "insecure", false, "serve the control without encryption on an address that other machines reach")
 	flags.StringVar(&s.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")

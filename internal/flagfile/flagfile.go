@@ -32,7 +32,7 @@ const fileBytesMax = 1 << 20
 
 // AddConfigFlag adds --config.
 func AddConfigFlag(flags *pflag.FlagSet) {
-	flags.String(ConfigFlag, "", "YAML `file` with flag names as keys; the command line and the environment win over it")
+	flags.String(ConfigFlag, "", "YAML `file` with flag names as keys; the environment (LOGMIRROR_DATA_DIR is --data-dir) and the command line win over it")
 }
 
 // EnvironmentName returns the environment variable of a flag.

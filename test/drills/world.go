@@ -25,7 +25,7 @@ const (
 	writesBackWithin = 3 * time.Second
 	// watchesBehindAtMost is how long a watch elsewhere may take to tell a write that was acknowledged: a watch that stays open
 	// and says nothing is interrupted, too.
-	watchesBehindAtMost = 3 * time.Second
+	watchesBehindAtMost = time.Second
 	// equalWithin is how long after the heal, beside its lag, a region may take until it has the others' state.
 	equalWithin = time.Second
 )

@@ -61,8 +61,8 @@ func newCerts(o *options) *cobra.Command {
 		},
 	}
 	for role, help := range map[string]string{
-		tlsfiles.RoleMember:   "a log member: `NAME=HOST,…`, with the names and addresses that others reach it at; repeatable",
-		tlsfiles.RoleFrontend: "a frontend: `NAME=HOST,…`; repeatable",
+		tlsfiles.RoleMember:   "a log member: `NAME=HOST,...`, with the names and addresses that others reach it at; repeatable",
+		tlsfiles.RoleFrontend: "a frontend: `NAME=HOST,...`; repeatable",
 		tlsfiles.RoleOperator: "an operator: `NAME`; repeatable",
 		tlsfiles.RoleClient:   "an application: `NAME`; repeatable",
 	} {

@@ -47,7 +47,7 @@ func newLogRecover(o *options) *cobra.Command {
 		},
 		RunE: func(_ *cobra.Command, args []string) error { return o.recoverLog(args, &f) },
 	}
-	f.add(c, "what is recovered: more than what may be lost")
+	f.add(c, "what is recovered, lost writes included")
 	c.Flags().StringSliceVar(&f.backups, "backup", nil, "`file` that a frontend which still runs has saved its state to")
 	c.Flags().BoolVar(&f.acceptLoss, "accept-loss", false, "make the new cluster, although writes may be lost")
 	return c

@@ -113,8 +113,8 @@ func (o *options) runPlayground(ctx context.Context, config playground.Config, r
 
 func (o *options) printPlayground(info playground.Info, config playground.Config, took time.Duration) error {
 	return o.print(info, func() {
-		o.line("A cluster of %d region(s) serves after %s, each to kvctl, to logmirror clients and to etcd v3 clients:",
-			len(info.Regions), took.Round(time.Millisecond))
+		o.line("%s serves after %s, to kvctl, to logmirror clients and to etcd v3 clients:",
+			clusterOf(len(info.Regions)), took.Round(time.Millisecond))
 		for _, region := range info.Regions {
 			o.line("  %-8s %s", region.Name, region.Frontend)
 		}
@@ -128,6 +128,13 @@ func (o *options) printPlayground(info playground.Info, config playground.Config
 		o.line("  bin/kvctl --endpoints %s get greeting", last)
 		o.line("Ctrl-C ends it; the data stays.")
 	})
+}
+
+func clusterOf(regions int) string {
+	if regions == 1 {
+		return "A cluster of one region"
+	}
+	return fmt.Sprintf("Each region of a cluster of %d", regions)
 }
 
 // sortedRoundTrips yields the round trips in the order of the regions.

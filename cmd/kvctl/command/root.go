@@ -88,9 +88,10 @@ func Main(arguments []string, in io.Reader, out, errors io.Writer) int {
 func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	o := &options{in: in, out: out, err: errors}
 	root := &cobra.Command{
-		Use:           "kvctl",
-		Short:         "Work with a logmirror cluster",
-		Long:          "kvctl works with a logmirror cluster through the frontend of a region.\n\n" + exitCodesHelp,
+		Use:   "kvctl",
+		Short: "Work with a logmirror cluster",
+		Long: "kvctl works with a logmirror cluster through the frontend of a region.\n" +
+			"Every flag may also be an environment variable (--endpoints is LOGMIRROR_ENDPOINTS).\n\n" + exitCodesHelp,
 		Version:       version.Long(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -109,7 +110,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	})
 	flags := root.PersistentFlags()
 	flagfile.AddConfigFlag(flags)
-	flags.StringSliceVar(&o.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "frontends, as `host:port,…`")
+	flags.StringSliceVar(&o.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "frontends, as `host:port,...`")
 	flags.StringVar(&o.region, "region", "", "talk to the frontends of this `region`, found through the endpoints")
 	flags.StringVar(&o.consistency, "consistency", "linearizable", "of reads: linearizable or serializable")
 	flags.StringVarP(&o.output, "output", "o", "text", "text for people or json for programs")
@@ -122,7 +123,11 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 		newID(o), newCounter(o), newSet(o), newAppend(o), newStatus(o), newHealth(o), newImport(o), newPlayground(o), newLog(o), newRegion(o),
 		newSettings(o), newSnapshot(o), newCerts(o),
 	)
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	for _, c := range allCommands(root) {
+		if c.HasSubCommands() && c != root {
+			c.RunE = wantsCommand
+		}
 		if c.Args != nil {
 			arguments := c.Args
 			c.Args = func(c *cobra.Command, args []string) error {
@@ -134,6 +139,14 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 		}
 	}
 	return root
+}
+
+// wantsCommand runs a command that only holds others: it shows its help, and refuses what is none of them.
+func wantsCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	return exitError{exitUsage, fmt.Errorf("unknown command %q for %q (see %s --help)", args[0], c.CommandPath(), c.CommandPath())}
 }
 
 func allCommands(c *cobra.Command) []*cobra.Command {

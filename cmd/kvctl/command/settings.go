@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,6 +14,7 @@ import (
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/client"
+	"github.com/logmirror/logmirror/internal/flagfile"
 )
 
 // newSettings groups what reads and changes the replicated settings.
@@ -119,24 +119,10 @@ func parseSetting(key, text string) (int64, error) {
 		}
 		return value.Milliseconds(), nil
 	case strings.HasSuffix(key, "_bytes"):
-		return parseBytes(text)
+		return flagfile.ParseBytes(text)
 	default:
 		return 0, errors.New("want a whole number")
 	}
-}
-
-func parseBytes(text string) (int64, error) {
-	for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
-		number, ok := strings.CutSuffix(text, unit)
-		if !ok {
-			continue
-		}
-		shift := 10 * (i + 1)
-		if value, err := strconv.ParseInt(number, 10, 64); err == nil && value >= 0 && value <= math.MaxInt64>>shift {
-			return value << shift, nil
-		}
-	}
-	return 0, errors.New("want bytes, or a size such as 512MiB")
 }
 
 func (o *options) printSettings(settings *kvv1.Settings) error {
