@@ -69,7 +69,7 @@ func TestWhatClientsNoticeFailsADrill(t *testing.T) {
 			test.harm(o, began.Add(3*time.Second))
 			r := &result{}
 			// A part of calm, so that the test need not wait for it.
-			o.record(r, "harm", began.Add(500*time.Millisecond), began.Add(9900*time.Millisecond), o.everybody())
+			o.record(r, "harm", "", began.Add(500*time.Millisecond), began.Add(9900*time.Millisecond), o.everybody())
 			var missed []string
 			for _, n := range r.Numbers {
 				if n.missed() {

@@ -92,7 +92,7 @@ func (w *world) fillMember(ctx context.Context, o *watching, r *result, i int, d
 		return err
 	}
 	r.took(name+": until it takes no more entries", time.Since(began))
-	if err := o.noticed(ctx, r, name, began, w.clients); err != nil {
+	if err := o.noticedBeside(ctx, r, name, regions[i], began, w.clients); err != nil {
 		return err
 	}
 	if !p.Running() || p.Gone() {
