@@ -14,7 +14,7 @@ import (
 
 var whole = flag.Bool("tour", false, "start the demo, walk through it and end it: some minutes of containers")
 
-// The demo is brought up, does what the tour says of it, and leaves nothing behind.
+// The demo is brought up, does what the tour and then the README say of it, and leaves nothing behind.
 func TestTour(t *testing.T) {
 	if output, err := exec.Command("docker", "info").CombinedOutput(); err != nil {
 		t.Skipf("no Docker Engine is reachable, so there is nothing to tour: %v\n%s", err, output)
@@ -53,6 +53,7 @@ func TestTour(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	followReadme(t, d)
 }
 
 // A tour that took any answer would test nothing.

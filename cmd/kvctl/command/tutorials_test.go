@@ -6,18 +6,16 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/logmirror/logmirror/playground"
+	"github.com/logmirror/logmirror/test/pages"
 )
 
-var (
-	tutorialLine = regexp.MustCompile(`^(us|eu|ap) ([^#]*[^# ]) *(?:# (.*?)(?:; exit code (\d))?)?$`)
-	grantedLease = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
-)
+var grantedLease = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
 
 // TestTutorials types what each tutorial says into a fresh cluster of three regions, and wants what it promises.
 func TestTutorials(t *testing.T) {
@@ -32,9 +30,19 @@ func TestTutorials(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			followTutorial(t, string(text), startRegions(t))
+			follow(t, string(text), startRegions(t), "alias")
 		})
 	}
+}
+
+// TestReadme types what the tour of the README says for make run. What it says for make demo is typed by test/tour.
+func TestReadme(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(t, string(text), startRegions(t), "alias", "make", "export", "bin/kvctl", "bin/wanlink")
 }
 
 // startRegions returns the addresses of the frontends of a new cluster, by region.
@@ -65,33 +73,35 @@ func startRegions(t *testing.T) map[string]string {
 	return addresses
 }
 
-func followTutorial(t *testing.T, text string, addresses map[string]string) {
+// follow types the commands of a page in the place of a reader, who has aliases for kvctl at each region. Lines that
+// begin with one of others are not for kvctl.
+func follow(t *testing.T, page string, addresses map[string]string, others ...string) {
 	t.Helper()
-	lease, steps, block := "5f1c…", 0, false
-	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "```") {
-			block = !block
+	all, err := pages.Steps(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inserted, steps := strings.NewReplacer(), 0
+	for _, step := range all {
+		if slices.Contains(others, step.Words[0]) {
 			continue
 		}
-		if !block || strings.HasPrefix(line, "alias ") || line == "\n" {
-			continue
-		}
-		step := tutorialLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
-		if step == nil {
-			t.Fatalf("%snot understood", line)
+		address, known := addresses[step.Words[0]]
+		if !known {
+			t.Fatalf("%s: not understood", step.Line)
 		}
 		steps++
-		arguments := append([]string{"--endpoints", addresses[step[1]]},
-			strings.Fields(strings.NewReplacer("5f1c…", lease, "'", "").Replace(step[2]))...)
+		arguments := []string{"--endpoints", address}
+		for _, word := range step.Words[1:] {
+			arguments = append(arguments, inserted.Replace(word))
+		}
 		var out bytes.Buffer
 		code := Main(arguments, strings.NewReader(""), &out, &out)
 		if granted := grantedLease.FindStringSubmatch(out.String()); granted != nil {
-			lease = granted[1]
+			inserted = strings.NewReplacer("5f1c…", granted[1])
 		}
-		want, _ := strconv.Atoi(step[4]) // none is 0
-		promised := strings.ReplaceAll(step[3], "5f1c…", lease)
-		if code != want || !strings.Contains(out.String(), promised) {
-			t.Fatalf("%sexit code %d, want %d; want %q in:\n%s", line, code, want, promised, out.String())
+		if err := step.Check(out.String(), code, inserted); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if steps < 5 {
