@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,11 +21,12 @@ import (
 const introduction = `# A tour of three regions
 
 Printed by "make demo-tour": the commands, and what they answered. "us", "eu" and "ap" stand for bin/kvctl with --endpoints of
-that region's frontend and the certificate of an application, "wan" for bin/wanlink with that of an operator, which steers
+that region's frontend, --resolve of all of them and the certificate of an application, "wan" for bin/wanlink with that of an operator, which steers
 the links between the regions. Times are those of one run, with the start of each command in them.`
 
 // Round trips between the regions, as compose.yaml sets them.
 const (
+	roundTripUsEu = 80 * time.Millisecond
 	roundTripUsAp = 150 * time.Millisecond
 	roundTripEuAp = 100 * time.Millisecond
 )
@@ -42,6 +44,8 @@ var steps = []struct {
 	{"A lease moves to the region that renews it", leaseHandover},
 	{"Cut ap off", cutOff},
 	{"Heal it", heal},
+	{"A link that loses packets", lossyLink},
+	{"The leader speaks and nobody hears it", oneWayCut},
 	{"Kill the leader of the log", killLeader},
 	{"No majority", noMajority},
 	{"The member comes back", comeBack},
@@ -51,6 +55,10 @@ var steps = []struct {
 func whoIsThere(t *tour) {
 	t.say("Each region has a log member and a frontend. The log's leader is kept in us, as compose.yaml says (--leader-policy).")
 	t.until(0, "leader log-us", "us", "status")
+	t.say("A frontend tells where the others are. With --region kvctl asks one that it reaches for those of another region. Their\n" +
+		"addresses are names in the networks of the containers; --resolve says where they are found from here ('demo up' prints it):")
+	t.shows(0, "answered   frontend-ap in ap", slices.Concat([]string{kvctl, "--endpoints", t.endpoints["us"]}, t.identity("app"),
+		[]string{"--resolve", t.resolve(), "--region", "ap", "status"})...)
 }
 
 func certificates(t *tour) {
@@ -208,6 +216,57 @@ func heal(t *tour) {
 		"told of it:", took.Seconds()))
 	wait(0, "while ap is away")
 	t.until(0, "OK", "ap", "put", "greeting", "ap is back", "--timeout", "3s")
+}
+
+// retransmission is what a lost packet adds at least: the sender waits before it sends it again, and that takes its way anew.
+const retransmission = 200*time.Millisecond + roundTripUsEu
+
+// lossyLink writes so often that a loss of 10 % cannot miss all of it: each write needs two packets of the link at least, and
+// 0.9 to the power of 80 is a chance of one in 4,500.
+func lossyLink(t *tour) {
+	const writes = 40
+	t.say("The link between us and eu works. Writes through eu take the way to the leader in us and back:")
+	whole := t.again(writes, "OK", "eu", "put", "greeting", "over a good link")
+	t.say("Now it loses every tenth packet, in both directions. As over TCP, what is lost is sent again 0.2 s and a round trip later,\n" +
+		"and all that was sent after it on the same connection waits for it:")
+	t.shows(0, "us    eu  40 ms  10 %", "wan", "loss", "us-eu", "10%")
+	lossy := t.again(writes, "OK", "eu", "put", "greeting", "over a bad link")
+	t.say(fmt.Sprintf("Every write is answered and none has to be repeated; the slowest took %.2f s, where it was %.2f s without loss.",
+		lossy.slowest.Seconds(), whole.slowest.Seconds()))
+	t.atLeast(answer{took: lossy.slowest}, retransmission, "the slowest of "+strconv.Itoa(writes)+" writes over a lossy link")
+	t.say("ap does not use that link: its writes are decided by us and ap.")
+	alone := t.again(writes/4, "OK", "ap", "put", "greeting", "beside the bad link")
+	t.atLeast(answer{took: alone.fastest}, roundTripUsAp, "a put in ap")
+	t.shows(0, "us    eu  40 ms  0 %", "wan", "loss", "us-eu", "0")
+	t.shows(0, "beside the bad link", "eu", "get", "greeting")
+}
+
+var otherLeader = regexp.MustCompile(`leader log-(eu|ap)`)
+
+func oneWayCut(t *tour) {
+	t.say("The worse half of a cut: nothing that us sends arrives, while what the others send to us does.")
+	t.shows(0, "us    eu  40 ms  0 %   CUT", "wan", "cut", "us-eu", "--one-way")
+	t.shows(0, "eu    us  40 ms  0 %   ok", "wan", "cut", "us-ap", "--one-way")
+	took := t.until(0, "OK", "eu", "put", "greeting", "us is not heard", "--timeout", "3s")
+	t.say(fmt.Sprintf("eu and ap hear no leader and elect one of them; the first write in eu is answered %.1f s after the cut:", took.Seconds()))
+	if a := t.shows(0, "", "eu", "status"); t.err == nil && !otherLeader.MatchString(a.text) {
+		t.fail("eu writes, and its status tells no leader in eu or ap: %s", a.text)
+	}
+	t.say("The member in us leads no longer: a leader that gets no answers steps down by itself. What needs the log fails in us:")
+	t.until(5, "not applied", "us", "put", "attempt", "from us", "--timeout", "3s")
+	t.say("Reads of its own state go on, and grow older. What eu wrote is not in it, although the way into us is open: members send\n" +
+		"on to those that answer only, and to open a connection takes both directions.")
+	before := t.age("us")
+	t.shows(0, "beside the bad link", "us", "get", "greeting", "--consistency", "serializable", "--details")
+	t.shows(0, "DEGRADED", "us", "status", "--timeout", "3s")
+	if after := t.age("us"); t.err == nil && after <= before {
+		t.fail("the age in us was %v and is %v: it must grow while us is not heard", before, after)
+	}
+	t.shows(0, "ok", "wan", "heal")
+	took = t.until(0, "us is not heard", "us", "get", "greeting", "--timeout", "3s")
+	t.say(fmt.Sprintf("us reads what it missed %.1f s after the links were healed, and gets the leader back, because the policy wants it there:",
+		took.Seconds()))
+	t.until(0, "leader log-us", "us", "status")
 }
 
 func killLeader(t *tour) {

@@ -185,6 +185,26 @@ func TestWatchOfCompactedHistory(t *testing.T) {
 	}
 }
 
+// A frontend that advertises what this machine does not reach is dialed where --resolve says, also as the one of a region.
+func TestResolve(t *testing.T) {
+	c := startCluster(t, t.TempDir())
+	const unreached = "frontend-us.invalid:2379"
+	named := &cluster{t: t, address: unreached}
+	named.want("make run", exitUnavailable, "", "get", "x", "--timeout", "5s")
+	named.want("OK", exitOK, "", "--resolve", unreached+"="+c.address, "put", "x", "y")
+	named.want("serves", exitOK, "", "--resolve", unreached+"="+c.address, "health")
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := listener.Addr().String()
+	listener.Close()
+	// The region's own frontend, as it advertises itself, is found where nobody listens.
+	named.want("make run", exitUnavailable, "", "--resolve", unreached+"="+c.address+","+c.address+"="+nobody, "--region", "us", "get", "x", "--timeout", "5s")
+	named.want("y", exitOK, "", "--resolve", unreached+"="+c.address, "--region", "us", "get", "x")
+}
+
 func TestWrongCommandLines(t *testing.T) {
 	c := startCluster(t, t.TempDir())
 	c.want("key must", exitUsage, "", "put", "", "x")
@@ -195,6 +215,9 @@ func TestWrongCommandLines(t *testing.T) {
 	c.want("unknown command", exitUsage, "", "frobnicate")
 	c.want("unknown flag", exitUsage, "", "get", "x", "--frobnicate")
 	c.want("--region mars", exitUsage, "", "--region", "mars", "get", "x")
+	c.want("want HOST:PORT=HOST:PORT", exitUsage, "", "--resolve", "frontend-us:2379", "get", "x")
+	c.want("\"here\" is not HOST:PORT", exitUsage, "", "--resolve", "frontend-us:2379=here", "get", "x")
+	c.want("both", exitUsage, "", "--resolve", "a:1=b:1,a:1=c:1", "get", "x")
 	c.want("hexadecimal", exitUsage, "", "lease", "revoke", "zz")
 	c.want("there are: log-us", exitUsage, "", "log", "transfer", "log-mars")
 	c.want("say what is expected", exitUsage, "", "cas", "x", "--put", "y")

@@ -76,7 +76,7 @@ func (o *options) dialOne(address string) (*grpc.ClientConn, error) {
 	if credentials == nil {
 		credentials = insecure.NewCredentials()
 	}
-	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials))
+	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials), grpc.WithContextDialer(o.places.dial))
 }
 
 func findMember(members []*kvv1.LogMemberStatus, name string) (*kvv1.LogMemberStatus, error) {

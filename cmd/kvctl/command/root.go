@@ -59,6 +59,8 @@ func (e exitError) Unwrap() error { return e.cause }
 type options struct {
 	endpoints   []string
 	region      string
+	resolve     []string
+	places      places // of resolve
 	consistency string
 	output      string
 	timeout     time.Duration
@@ -112,6 +114,8 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flagfile.AddConfigFlag(flags)
 	flags.StringSliceVar(&o.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "frontends, as `host:port,...`")
 	flags.StringVar(&o.region, "region", "", "talk to the frontends of this `region`, found through the endpoints")
+	flags.StringSliceVar(&o.resolve, "resolve", nil, "dial the second address where a process advertises the first, as through tunnels: "+
+		"`HOST:PORT=HOST:PORT,…`; certificates are still checked for the first")
 	flags.StringVar(&o.consistency, "consistency", "linearizable", "of reads: linearizable or serializable")
 	flags.StringVarP(&o.output, "output", "o", "text", "text for people or json for programs")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Second, "longest wait for one answer")
@@ -170,6 +174,10 @@ func (o *options) validate() error {
 	if err := o.tls.Validate(""); err != nil {
 		return exitError{exitUsage, err}
 	}
+	var err error
+	if o.places, err = parsePlaces(o.resolve); err != nil {
+		return exitError{exitUsage, err}
+	}
 	return nil
 }
 
@@ -186,7 +194,7 @@ func (o *options) connect(ctx context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, exitError{exitUsage, err}
 	}
-	c, err := client.New(client.Config{Endpoints: o.endpoints, Credentials: credentials})
+	c, err := client.New(client.Config{Endpoints: o.endpoints, Credentials: credentials, Dial: o.places.dial})
 	if err != nil {
 		return nil, exitError{exitUsage, fmt.Errorf("--endpoints: %w", err)}
 	}
@@ -216,7 +224,7 @@ func (o *options) connect(ctx context.Context) (*client.Client, error) {
 		return nil, exitError{exitUsage, fmt.Errorf("--region %s: no frontend there is in session; regions that have one: %s",
 			o.region, strings.Join(regions, ", "))}
 	}
-	return client.New(client.Config{Endpoints: endpoints, Credentials: credentials})
+	return client.New(client.Config{Endpoints: endpoints, Credentials: credentials, Dial: o.places.dial})
 }
 
 // call runs one request with a connection and the timeout.
