@@ -21,8 +21,8 @@ import (
 const introduction = `# A tour of three regions
 
 Printed by "make demo-tour": the commands, and what they answered. "us", "eu" and "ap" stand for bin/kvctl with --endpoints of
-that region's frontend, --resolve of all of them and the certificate of an application, "wan" for bin/wanlink with that of an operator, which steers
-the links between the regions. Times are those of one run, with the start of each command in them.`
+that region's frontend, --resolve of all of them and the certificate of an application, "wan" for bin/wanlink with that of an
+operator, which steers the links between the regions. Times are those of one run, with the start of each command in them.`
 
 // Round trips between the regions, as compose.yaml sets them.
 const (
@@ -231,7 +231,7 @@ func lossyLink(t *tour) {
 		"and all that was sent after it on the same connection waits for it:")
 	t.shows(0, "us    eu  40 ms  10 %", "wan", "loss", "us-eu", "10%")
 	lossy := t.again(writes, "OK", "eu", "put", "greeting", "over a bad link")
-	t.say(fmt.Sprintf("Every write is answered and none has to be repeated; the slowest took %.2f s, where it was %.2f s without loss.",
+	t.say(fmt.Sprintf("Every write is answered; the slowest took %.2f s, where it was %.2f s without loss.",
 		lossy.slowest.Seconds(), whole.slowest.Seconds()))
 	t.atLeast(answer{took: lossy.slowest}, retransmission, "the slowest of "+strconv.Itoa(writes)+" writes over a lossy link")
 	t.say("ap does not use that link: its writes are decided by us and ap.")

@@ -65,6 +65,13 @@ func TestWrongAnswersEndTheTour(t *testing.T) {
 		"no-such":       func(t *tour) { t.do("no-such-command") },
 		"exit code 7":   func(t *tour) { t.background("sh", "-c", "exit 7")(0, "") },
 		"signal":        func(t *tour) { t.shows(0, "", "sh", "-c", "echo signal; kill -9 $$") },
+		"exit code 5": func(t *tour) { // for ever: excused three times only
+			t.shows(0, "", "sh", "-c", "echo away; exit 5")
+			if lines := strings.Count(t.out.(*strings.Builder).String(), "away\n"); lines != 1+excusesMax {
+				t.fail("%d answers are told", lines)
+			}
+		},
+		"want 5": func(t *tour) { t.shows(5, "", "sh", "-c", "exit 0") },
 	} {
 		var out strings.Builder
 		told := &tour{ctx: t.Context(), out: &out}
@@ -77,6 +84,13 @@ func TestWrongAnswersEndTheTour(t *testing.T) {
 		if out.Len() != before {
 			t.Errorf("%s: steps after a failure are walked", name)
 		}
+	}
+	var out strings.Builder
+	busy := &tour{ctx: t.Context(), out: &out}
+	missing := filepath.Join(t.TempDir(), "missing")
+	busy.shows(0, "done", "sh", "-c", "test -e "+missing+" && echo done || { touch "+missing+"; exit 5; }")
+	if busy.err != nil || busy.excused != 1 || !strings.Contains(out.String(), "Once more") {
+		t.Errorf("an answer that the second attempt gives: %v\n%s", busy.err, out.String())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
