@@ -110,7 +110,7 @@ lint: ## Run go vet, staticcheck and golangci-lint
 	$(GO) tool -modfile=tools/lint/go.mod golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: observability
-observability: ## Hold alert rules, dashboard and runbook to the metrics that docs/metrics.md lists
+observability: ## Evaluate each alert against series; hold alerts, dashboard and runbook to docs/metrics.md
 	cd test/observability && $(GO) vet ./... && $(GO) test -count 1 ./...
 
 .PHONY: proto

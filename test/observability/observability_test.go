@@ -81,8 +81,8 @@ func lookUp(metrics map[string]metric, series string) (labels []string, err erro
 	return nil, fmt.Errorf("no process exports %s", series)
 }
 
-// check parses an expression and looks up all that it names. It returns the labels that its metrics have.
-func check(metrics map[string]metric, expression string) (known []string, err error) {
+// check parses an expression and looks up all that it names. It returns the labels that its result has.
+func check(metrics map[string]metric, expression string) (result []string, err error) {
 	parsed, err := parser.NewParser(parser.Options{}).ParseExpr(expression)
 	if err != nil {
 		return nil, err
@@ -102,13 +102,51 @@ func check(metrics map[string]metric, expression string) (known []string, err er
 			return err
 		}
 		err = checkSelector(metrics, selector, of, path)
-		known = append(known, of...)
 		return err
 	})
 	if err == nil && counters == 0 {
 		err = fmt.Errorf("%q names no metric", expression)
 	}
-	return known, err
+	if err != nil {
+		return nil, err
+	}
+	return resultLabels(metrics, parsed)
+}
+
+// resultLabels are those that what an expression results in has, as far as they are known beforehand.
+func resultLabels(metrics map[string]metric, expression parser.Expr) ([]string, error) {
+	switch e := expression.(type) {
+	case *parser.VectorSelector:
+		return lookUp(metrics, e.Name)
+	case *parser.MatrixSelector:
+		return resultLabels(metrics, e.VectorSelector)
+	case *parser.ParenExpr:
+		return resultLabels(metrics, e.Expr)
+	case *parser.NumberLiteral:
+		return nil, nil
+	case *parser.AggregateExpr:
+		if e.Without {
+			return nil, fmt.Errorf("%s: name what remains by 'by', which is known beforehand", e)
+		}
+		return e.Grouping, nil
+	case *parser.BinaryExpr:
+		left, err := resultLabels(metrics, e.LHS)
+		if err != nil || e.RHS.Type() == parser.ValueTypeScalar {
+			return left, err
+		}
+		right, err := resultLabels(metrics, e.RHS)
+		if err != nil || e.LHS.Type() == parser.ValueTypeScalar {
+			return right, err
+		}
+		return slices.DeleteFunc(slices.Clone(left), func(l string) bool { return !slices.Contains(right, l) }), nil
+	case *parser.Call:
+		inner, err := resultLabels(metrics, e.Args[len(e.Args)-1])
+		if e.Func.Name == "histogram_quantile" {
+			inner = slices.DeleteFunc(slices.Clone(inner), func(l string) bool { return l == "le" })
+		}
+		return inner, err
+	}
+	return nil, fmt.Errorf("%s: the labels of a %T are not known here", expression, expression)
 }
 
 func checkSelector(metrics map[string]metric, selector *parser.VectorSelector, of []string, path []parser.Node) error {
@@ -150,6 +188,7 @@ func TestTheCheckFindsMistakes(t *testing.T) {
 		`sum by (le) (rate(logmirror_mirror_commit_seconds_count[5m]))`: `grouped by "le"`,
 		`rate(grpc_server_handled_total[5m]`:                            "parse error",
 		`vector(1) > 0`:                                                 "names no metric",
+		`sum without (kind) (logmirror_ids_granted_seconds)`:            "name what remains",
 	} {
 		if _, err := check(metrics, expression); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v; want %q", expression, err, want)
@@ -157,17 +196,33 @@ func TestTheCheckFindsMistakes(t *testing.T) {
 	}
 }
 
+func TestLegendsAreOfTheResult(t *testing.T) {
+	metrics := exported(t)
+	for expression, legend := range map[string]string{
+		`max(logmirror_mirror_age_seconds)`: "{{instance}}",
+		`histogram_quantile(0.9, sum by (instance, le) (rate(logmirror_mirror_commit_seconds_bucket[5m])))`:  "{{le}}",
+		`sum by (member) (logmirror_logservice_term) / sum by (instance) (logmirror_mirror_age_seconds) > 1`: "{{member}}",
+		`logmirror_mirror_age_seconds`: "{{member}}",
+	} {
+		if err := checkLegend(metrics, expression, legend); err == nil || !strings.Contains(err.Error(), "the legend names") {
+			t.Errorf("%s by %s: %v", expression, legend, err)
+		}
+	}
+}
+
 type ruleFile struct {
 	Groups []struct {
 		Name  string `yaml:"name"`
-		Rules []struct {
-			Alert       string            `yaml:"alert"`
-			Expr        string            `yaml:"expr"`
-			For         string            `yaml:"for"`
-			Labels      map[string]string `yaml:"labels"`
-			Annotations map[string]string `yaml:"annotations"`
-		} `yaml:"rules"`
+		Rules []rule `yaml:"rules"`
 	} `yaml:"groups"`
+}
+
+type rule struct {
+	Alert       string            `yaml:"alert"`
+	Expr        string            `yaml:"expr"`
+	For         string            `yaml:"for"`
+	Labels      map[string]string `yaml:"labels"`
+	Annotations map[string]string `yaml:"annotations"`
 }
 
 var (
@@ -177,17 +232,8 @@ var (
 
 func TestAlerts(t *testing.T) {
 	metrics := exported(t)
-	file, err := os.Open("../../deploy/prometheus/alerts.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
 	var rules ruleFile
-	decoder := yaml.NewDecoder(file)
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&rules); err != nil {
-		t.Fatal(err)
-	}
+	decode(t, "../../deploy/prometheus/alerts.yaml", &rules)
 	entries := runbook(t)
 	seen := make(map[string]bool)
 	for _, group := range rules.Groups {
@@ -245,8 +291,30 @@ type dashboard struct {
 	Panels []struct {
 		Title   string
 		Type    string
-		Targets []struct{ Expr string }
+		Targets []struct{ Expr, LegendFormat string }
 	}
+	Templating struct {
+		List []struct{ Name, Type, Query string }
+	}
+}
+
+var (
+	legendLabel = regexp.MustCompile(`{{ *([a-z_]+) *}}`)
+	labelValues = regexp.MustCompile(`^label_values\(([a-z_]+), ([a-z_]+)\)$`)
+)
+
+// checkLegend holds the labels that a legend names to those that its expression results in.
+func checkLegend(metrics map[string]metric, expression, legend string) error {
+	has, err := check(metrics, strings.ReplaceAll(expression, "$__rate_interval", "5m"))
+	if err != nil {
+		return err
+	}
+	for _, used := range legendLabel.FindAllStringSubmatch(legend, -1) {
+		if !slices.Contains(has, used[1]) {
+			return fmt.Errorf("the legend names label %q; %s results in %v", used[1], expression, has)
+		}
+	}
+	return nil
 }
 
 func TestDashboard(t *testing.T) {
@@ -266,9 +334,21 @@ func TestDashboard(t *testing.T) {
 		}
 		for _, target := range panel.Targets {
 			expressions++
-			if _, err := check(metrics, strings.ReplaceAll(target.Expr, "$__rate_interval", "5m")); err != nil {
+			if err := checkLegend(metrics, target.Expr, target.LegendFormat); err != nil {
 				t.Errorf("%s: %v", panel.Title, err)
 			}
+		}
+	}
+	for _, variable := range d.Templating.List {
+		if variable.Type != "query" {
+			continue
+		}
+		parts := labelValues.FindStringSubmatch(variable.Query)
+		if parts == nil {
+			t.Fatalf("variable %s: %q", variable.Name, variable.Query)
+		}
+		if has, err := lookUp(metrics, parts[1]); err != nil || !slices.Contains(has, parts[2]) {
+			t.Errorf("variable %s: label %s of %s: %v", variable.Name, parts[2], parts[1], err)
 		}
 	}
 	if expressions < 30 {
