@@ -39,12 +39,14 @@ type workerOptions struct {
 func key(i int) string { return fmt.Sprintf("bench/%08d", i) }
 
 // value is new at each call, so that nothing along the way profits from equal values.
-func value() string {
-	b := make([]byte, valueBytes)
+func value() string { return string(randomLetters(valueBytes)) }
+
+func randomLetters(n int) []byte {
+	b := make([]byte, n)
 	for i := range b {
 		b[i] = 'a' + byte(rand.IntN(26))
 	}
-	return string(b)
+	return b
 }
 
 func rows() []row {
@@ -176,7 +178,10 @@ func renewer(ctx context.Context, granter, client *clientv3.Client) (func(contex
 }
 
 // preload writes the keys that reads find and puts overwrite.
-func preload(ctx context.Context, s *system, keys int) error {
+func preload(ctx context.Context, s *system, keys int) error { return preloadFrom(ctx, s, 0, keys) }
+
+// preloadFrom writes those that come after so many which are there.
+func preloadFrom(ctx context.Context, s *system, held, keys int) error {
 	clients, closeAll, err := connect(s, loaders)
 	if err != nil {
 		return err
@@ -187,7 +192,7 @@ func preload(ctx context.Context, s *system, keys int) error {
 	var loading sync.WaitGroup
 	for n, client := range clients {
 		loading.Go(func() {
-			for first := n * preloadBatch; first < keys && ctx.Err() == nil; first += loaders * preloadBatch {
+			for first := held + n*preloadBatch; first < keys && ctx.Err() == nil; first += loaders * preloadBatch {
 				var puts []clientv3.Op
 				for i := first; i < min(first+preloadBatch, keys); i++ {
 					puts = append(puts, clientv3.OpPut(key(i), value()))
@@ -235,20 +240,9 @@ func drive(ctx context.Context, s *system, r row, keys int, duration time.Durati
 	if r.worker == nil {
 		return driveWatch(ctx, s, clients, watchLoads[r.name].load, duration)
 	}
-	operations := make([]func(context.Context) error, r.clients)
-	prepared := make([]error, r.clients)
-	var preparing sync.WaitGroup
-	for i := range operations {
-		preparing.Go(func() {
-			operations[i], prepared[i] = r.worker(ctx, workerOptions{
-				client: clients[i%len(clients)], other: clients[otherEndpoint(i%len(clients), len(s.endpoints), len(clients))],
-				number: i, keys: keys,
-			})
-		})
-	}
-	preparing.Wait()
-	if err := errors.Join(prepared...); err != nil {
-		return sample{}, fmt.Errorf("prepare %s: %w", r.name, err)
+	operations, err := prepare(ctx, s, r, clients, keys)
+	if err != nil {
+		return sample{}, err
 	}
 	time.AfterFunc(duration+30*time.Second, closeAll) // ends a stream that nobody answers on; harmless afterwards
 	m, err := startMeter(s)
@@ -264,6 +258,26 @@ func drive(ctx context.Context, s *system, r row, keys int, duration time.Durati
 	}
 	running.Wait()
 	return m.stop(latencies, failures)
+}
+
+// prepare makes what each client of a row's load does again and again.
+func prepare(ctx context.Context, s *system, r row, clients []*clientv3.Client, keys int) ([]func(context.Context) error, error) {
+	operations := make([]func(context.Context) error, r.clients)
+	prepared := make([]error, r.clients)
+	var preparing sync.WaitGroup
+	for i := range operations {
+		preparing.Go(func() {
+			operations[i], prepared[i] = r.worker(ctx, workerOptions{
+				client: clients[i%len(clients)], other: clients[otherEndpoint(i%len(clients), len(s.endpoints), len(clients))],
+				number: i, keys: keys,
+			})
+		})
+	}
+	preparing.Wait()
+	if err := errors.Join(prepared...); err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", r.name, err)
+	}
+	return operations, nil
 }
 
 // failure is what went wrong for one client: how often, and the first of it.

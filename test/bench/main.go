@@ -26,15 +26,17 @@ import (
 
 type options struct {
 	source, binaries, against, rows, markdown, json, perf, plot string
+	scale, scaleInto                                            string
 	rounds, keys, largeKeys                                     int
 	duration                                                    time.Duration
+	small                                                       bool
 }
 
 func main() {
 	runtime.LockOSThread() // the servers die with this thread: see startProcess
 	var o options
 	flag.StringVar(&o.source, "source", "../..", "checkout of logmirror whose binaries are built and measured")
-	flag.StringVar(&o.binaries, "binaries", "", "directory of logsvc, frontend and etcdmember built before (default: build them)")
+	flag.StringVar(&o.binaries, "binaries", "", "directory of logsvc, frontend, kvctl and etcdmember built before (default: build them)")
 	flag.StringVar(&o.against, "against", "", "directory of another build's logsvc and frontend, to measure against those instead of etcd")
 	flag.StringVar(&o.rows, "rows", "", "names of the rows to run, with commas between; * at the end of one stands for anything (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each row")
@@ -45,6 +47,9 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "file for every round's figures")
 	flag.StringVar(&o.perf, "perf", "", "directory for a profile by perf of each process of logmirror in the last round of each row")
 	flag.StringVar(&o.plot, "plot", "", "directory for pictures of latency against load, measured with 1 to 1,000 clients after the rows")
+	flag.StringVar(&o.scale, "scale", "", "names of scaling curves to measure instead of rows, with commas between, or all")
+	flag.StringVar(&o.scaleInto, "scale-into", "", "directory for their figures, tables and pictures")
+	flag.BoolVar(&o.small, "scale-small", false, "measure each curve over a hundredth of its range, to see that it works")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -74,6 +79,12 @@ func run(ctx context.Context, o options) (err error) {
 		if err := build(ctx, o.source, o.binaries); err != nil {
 			return err
 		}
+	}
+	if o.scale != "" {
+		if o.scaleInto == "" {
+			return errors.New("-scale needs -scale-into")
+		}
+		return runScale(ctx, o, directory)
 	}
 	base, err := startBase(o, filepath.Join(directory, "shared"))
 	if err != nil {
@@ -227,7 +238,7 @@ func build(ctx context.Context, source, into string) error {
 	for _, one := range []struct {
 		directory string
 		packages  []string
-	}{{source, []string{"./cmd/logsvc", "./cmd/frontend"}}, {".", []string{"./etcdmember"}}} {
+	}{{source, []string{"./cmd/logsvc", "./cmd/frontend", "./cmd/kvctl"}}, {".", []string{"./etcdmember"}}} {
 		command := exec.CommandContext(ctx, "go", append([]string{"build", "-o", into + "/"}, one.packages...)...)
 		command.Dir = one.directory
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")

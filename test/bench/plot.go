@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -102,14 +103,16 @@ const (
 	medianStyle, percentile99Style = "", ` stroke-dasharray="5 4"`
 )
 
-// scale maps values to pixels by their logarithm, over whole decades.
+// scale maps values to pixels: by their logarithm, over whole decades, or evenly from zero on.
 type scale struct {
-	low, high  float64 // decades
+	even       bool
+	low, high  float64 // decades, or values
+	step       float64 // between two lines of the grid
 	from, span float64 // pixels
 }
 
 func newScale(values []float64, from, span float64) scale {
-	s := scale{low: math.Inf(1), high: math.Inf(-1), from: from, span: span}
+	s := scale{low: math.Inf(1), high: math.Inf(-1), step: 1, from: from, span: span}
 	for _, v := range values {
 		decade := math.Log10(max(v, 1e-3))
 		s.low, s.high = min(s.low, math.Floor(decade)), max(s.high, math.Ceil(decade))
@@ -118,8 +121,78 @@ func newScale(values []float64, from, span float64) scale {
 	return s
 }
 
+// newEvenScale has a grid of at most ten lines, at round values.
+func newEvenScale(values []float64, from, span float64) scale {
+	most := 1e-3
+	for _, v := range values {
+		most = max(most, v)
+	}
+	step := math.Pow(10, math.Floor(math.Log10(most)))
+	switch {
+	case most/step < 2:
+		step /= 5
+	case most/step < 5:
+		step /= 2
+	}
+	return scale{even: true, high: math.Ceil(most/step) * step, step: step, from: from, span: span}
+}
+
 func (s scale) at(v float64) float64 {
-	return s.from + s.span*(math.Log10(max(v, 1e-3))-s.low)/(s.high-s.low)
+	if !s.even {
+		v = math.Log10(max(v, 1e-3))
+	}
+	return s.from + s.span*(v-s.low)/(s.high-s.low)
+}
+
+// grid are the values that have a line.
+func (s scale) grid() (values []float64) {
+	for i := 0; s.low+float64(i)*s.step <= s.high+s.step/1e3; i++ {
+		v := s.low + float64(i)*s.step
+		if !s.even {
+			v = math.Pow(10, v)
+		}
+		values = append(values, v)
+	}
+	return values
+}
+
+// Where the axes of a picture are.
+func plotX(values []float64, even bool) scale {
+	if even {
+		return newEvenScale(values, plotLeft, plotWidth-plotLeft-plotRight)
+	}
+	return newScale(values, plotLeft, plotWidth-plotLeft-plotRight)
+}
+
+func plotY(values []float64, even bool) scale {
+	if even {
+		return newEvenScale(values, plotHeight-plotBottom, -(plotHeight - plotTop - plotBottom))
+	}
+	return newScale(values, plotHeight-plotBottom, -(plotHeight - plotTop - plotBottom))
+}
+
+// beginPicture draws the grid with its values, and the titles.
+func beginPicture(b *strings.Builder, x, y scale, title, xTitle, yTitle string) {
+	fmt.Fprintf(b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n"+
+		`<rect width="100%%" height="100%%" fill="white"/>`+"\n", plotWidth, plotHeight)
+	for _, v := range x.grid() {
+		fmt.Fprintf(b, `<path d="M%.1f %d V%d" stroke="%s"/><text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n",
+			x.at(v), plotTop, plotHeight-plotBottom, gridColour, x.at(v), plotHeight-plotBottom+18, plain(v))
+	}
+	for _, v := range y.grid() {
+		fmt.Fprintf(b, `<path d="M%d %.1f H%d" stroke="%s"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
+			plotLeft, y.at(v), plotWidth-plotRight, gridColour, plotLeft-6, y.at(v)+4, plain(v))
+	}
+	fmt.Fprintf(b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", plotWidth/2, plotHeight-12, xTitle)
+	fmt.Fprintf(b, `<text x="16" y="%d" transform="rotate(-90 16 %d)" text-anchor="middle">%s</text>`+"\n", plotHeight/2, plotHeight/2, yTitle)
+	fmt.Fprintf(b, `<text x="%d" y="20" font-size="14">%s</text>`+"\n", plotLeft, title)
+}
+
+// plain writes a value without an exponent.
+func plain(v float64) string { return strconv.FormatFloat(math.Round(v*1e6)/1e6, 'f', -1, 64) }
+
+func drawLine(b *strings.Builder, points []string, colour, style string) {
+	fmt.Fprintf(b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"%s/>`+"\n", strings.Join(points, " "), colour, style)
 }
 
 // svg draws latency upwards against operations per second, both in decades: a line for each system's median, a dashed one for
@@ -132,24 +205,9 @@ func (c *curve) svg(baseName string) string {
 			latencies = append(latencies, s.P50Milliseconds, s.P99Milliseconds)
 		}
 	}
-	x := newScale(rates, plotLeft, plotWidth-plotLeft-plotRight)
-	y := newScale(latencies, plotHeight-plotBottom, -(plotHeight - plotTop - plotBottom))
+	x, y := plotX(rates, false), plotY(latencies, false)
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n"+
-		`<rect width="100%%" height="100%%" fill="white"/>`+"\n", plotWidth, plotHeight)
-	for d := x.low; d <= x.high; d++ {
-		at := x.at(math.Pow(10, d))
-		fmt.Fprintf(&b, `<path d="M%.1f %d V%d" stroke="%s"/><text x="%.1f" y="%d" text-anchor="middle">%g</text>`+"\n",
-			at, plotTop, plotHeight-plotBottom, gridColour, at, plotHeight-plotBottom+18, math.Pow(10, d))
-	}
-	for d := y.low; d <= y.high; d++ {
-		at := y.at(math.Pow(10, d))
-		fmt.Fprintf(&b, `<path d="M%d %.1f H%d" stroke="%s"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`+"\n",
-			plotLeft, at, plotWidth-plotRight, gridColour, plotLeft-6, at+4, math.Pow(10, d))
-	}
-	fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="middle">operations per second</text>`+"\n", plotWidth/2, plotHeight-12)
-	fmt.Fprintf(&b, `<text x="16" y="%d" transform="rotate(-90 16 %d)" text-anchor="middle">latency in ms</text>`+"\n", plotHeight/2, plotHeight/2)
-	fmt.Fprintf(&b, `<text x="%d" y="20" font-size="14">%s: median (line) and 99th percentile (dashed), by number of clients</text>`+"\n", plotLeft, c.Title)
+	beginPicture(&b, x, y, c.Title+": median (line) and 99th percentile (dashed), by number of clients", "operations per second", "latency in ms")
 	for i, system := range []struct {
 		name, colour string
 		of           func(point) sample
@@ -161,7 +219,7 @@ func (c *curve) svg(baseName string) string {
 				s := system.of(p)
 				points = append(points, fmt.Sprintf("%.1f,%.1f", x.at(s.OperationsPerSecond), y.at(latency(s))))
 			}
-			fmt.Fprintf(&b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"%s/>`+"\n", strings.Join(points, " "), system.colour, style)
+			drawLine(&b, points, system.colour, style)
 		}
 		line(medianStyle, func(s sample) float64 { return s.P50Milliseconds })
 		line(percentile99Style, func(s sample) float64 { return s.P99Milliseconds })

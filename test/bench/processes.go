@@ -125,9 +125,33 @@ func freePorts(n int) ([]string, error) {
 
 const membersEach = 3
 
+// shape is how many processes logmirror has, and what differs from their defaults.
+type shape struct {
+	members, frontends int
+	memberFlags        []string
+	// tailed is the member that a frontend knows at its start, and stays with where others are no nearer; nil for all. With
+	// it every process is in a region of its own number, and the leader in the first.
+	tailed func(frontend int) (member int)
+}
+
+func (of shape) region(between *links, i int) string {
+	switch {
+	case between != nil:
+		return regions[i]
+	case of.tailed != nil:
+		return fmt.Sprintf("region-%d", i)
+	}
+	return "local"
+}
+
 // startSystem starts etcd or logmirror with data in a directory of its own, which is made. With links, the servers are in
 // three regions and reach each other through them; nil for one region. memberFlags are given to our log members.
-func startSystem(name, binaries, directory string, between *links, memberFlags ...string) (s *system, err error) {
+func startSystem(name, binaries, directory string, between *links, memberFlags ...string) (*system, error) {
+	return startShape(name, binaries, directory, between, shape{members: membersEach, frontends: membersEach, memberFlags: memberFlags})
+}
+
+// startShape does the same with other numbers of processes, which are logmirror's only; links are for the usual ones only.
+func startShape(name, binaries, directory string, between *links, of shape) (s *system, err error) {
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return nil, err
 	}
@@ -135,7 +159,7 @@ func startSystem(name, binaries, directory string, between *links, memberFlags .
 	if name == "etcd" {
 		err = s.startEtcd(filepath.Join(binaries, "etcdmember"), directory, between)
 	} else {
-		err = s.startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory, between, memberFlags)
+		err = s.startLogmirror(filepath.Join(binaries, "logsvc"), filepath.Join(binaries, "frontend"), directory, between, of)
 	}
 	if err != nil {
 		s.stop()
@@ -188,14 +212,15 @@ func (s *system) startEtcd(binary, directory string, between *links) error {
 	return nil
 }
 
-// startLogmirror starts three log members and three frontends, every flag that is not given at its default but that of the
+// startLogmirror starts log members and frontends, every flag that is not given at its default but that of the
 // metrics, which tell how the load was packed, and between regions the one that says where the leader is.
-func (s *system) startLogmirror(logsvc, frontend, directory string, between *links, memberFlags []string) error {
-	addresses, err := freePorts(4 * membersEach)
+func (s *system) startLogmirror(logsvc, frontend, directory string, between *links, of shape) error {
+	processes := of.members + of.frontends
+	addresses, err := freePorts(2 * processes)
 	if err != nil {
 		return err
 	}
-	listening, clients, metrics := addresses[:membersEach], addresses[membersEach:2*membersEach], addresses[2*membersEach:]
+	listening, clients, metrics := addresses[:of.members], addresses[of.members:processes], addresses[processes:]
 	members, err := between.front(listening)
 	if err != nil {
 		return err
@@ -205,12 +230,8 @@ func (s *system) startLogmirror(logsvc, frontend, directory string, between *lin
 		initial = append(initial, fmt.Sprintf("log-%d=%s", i, address))
 	}
 	start := func(name, binary, address string, i int, more ...string) error {
-		region := "local"
-		if between != nil {
-			region = regions[i]
-		}
 		measured := metrics[len(s.processes)]
-		p, err := s.start(between, region, directory, name, binary, append([]string{"--name", name, "--region", region,
+		p, err := s.start(between, of.region(between, i), directory, name, binary, append([]string{"--name", name, "--region", of.region(between, i),
 			"--listen", address, "--data-dir", filepath.Join(directory, name), "--log-level", "warn",
 			"--metrics-listen", measured}, more...)...)
 		if err == nil {
@@ -218,9 +239,9 @@ func (s *system) startLogmirror(logsvc, frontend, directory string, between *lin
 		}
 		return err
 	}
-	more := append([]string{"--initial-cluster", strings.Join(initial, ",")}, memberFlags...)
-	if between != nil {
-		more = append(more, "--leader-policy", "fixed="+regions[0])
+	more := append([]string{"--initial-cluster", strings.Join(initial, ",")}, of.memberFlags...)
+	if leading := of.region(between, 0); leading != "local" {
+		more = append(more, "--leader-policy", "fixed="+leading)
 	}
 	for i, address := range listening {
 		if err := start(fmt.Sprintf("log-%d", i), logsvc, address, i, more...); err != nil {
@@ -228,7 +249,11 @@ func (s *system) startLogmirror(logsvc, frontend, directory string, between *lin
 		}
 	}
 	for i, address := range clients {
-		if err := start(fmt.Sprintf("frontend-%d", i), frontend, address, i, "--log", strings.Join(members, ",")); err != nil {
+		known := members
+		if of.tailed != nil {
+			known = members[of.tailed(i):][:1]
+		}
+		if err := start(fmt.Sprintf("frontend-%d", i), frontend, address, i, "--log", strings.Join(known, ",")); err != nil {
 			return err
 		}
 		s.endpoints = append(s.endpoints, address)

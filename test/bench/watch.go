@@ -170,25 +170,52 @@ func openWatchStream(ctx context.Context, client *clientv3.Client, watchers int)
 	if err != nil {
 		return nil, err
 	}
+	opened := &watchStream{stream: stream}
 	for range watchers {
-		create := &pb.WatchCreateRequest{Key: []byte(watchedKey)}
-		request := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
-		if err := stream.SendMsg(request); err != nil {
+		if err := opened.watch(watchedKey); err != nil {
 			return nil, err
 		}
+	}
+	return opened, nil
+}
+
+// watch adds a watch to a stream that nobody else reads from, and returns when it is in force.
+func (w *watchStream) watch(key string) error {
+	create := &pb.WatchCreateRequest{Key: []byte(key)}
+	request := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
+	if err := w.stream.SendMsg(request); err != nil {
+		return err
+	}
+	for { // what is not the answer are events of other watches
 		var encoded []byte
-		if err := stream.RecvMsg(&encoded); err != nil {
-			return nil, err
+		if err := w.stream.RecvMsg(&encoded); err != nil {
+			return err
 		}
 		response := new(pb.WatchResponse)
 		if err := proto.Unmarshal(encoded, response); err != nil {
-			return nil, err
+			return err
 		}
-		if !response.Created || response.Canceled {
-			return nil, fmt.Errorf("a watch was answered with %v", response)
+		if response.Canceled {
+			return fmt.Errorf("a watch was answered with %v", response)
+		}
+		if response.Created {
+			w.watchers++
+			return nil
 		}
 	}
-	return &watchStream{stream: stream, watchers: watchers}, nil
+}
+
+// discard throws events away, and returns with the first one after ctx has ended.
+func (w *watchStream) discard(ctx context.Context) error {
+	for {
+		var encoded []byte
+		if err := w.stream.RecvMsg(&encoded); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
 }
 
 // receive returns the times in the values of the next message's events, and how many are marked as the last.
