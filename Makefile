@@ -142,6 +142,17 @@ bench-watch: ## Measure watches beside etcd: CPU per event, latency to the last 
 bench-plot: ## Draw latency against load, 1 to 1,000 clients, beside etcd's, into docs/plots (about two minutes)
 	cd test/bench && $(GO) run . -rows put-1 -rounds 1 -duration 2s -keys 10000 -plot $(CURDIR)/docs/plots $(BENCH_FLAGS)
 
+.PHONY: bench-scale
+bench-scale: ## Measure scaling curves, all or CURVES=clients,keys,…, into SCALE_INTO (docs/plots; about 20 minutes, 5 GB of memory)
+	cd test/bench && $(GO) run . -scale $(CURVES) -scale-into $(abspath $(SCALE_INTO)) -duration 4s $(BENCH_FLAGS)
+
+.PHONY: bench-scale-quick
+bench-scale-quick: ## The same over a hundredth of the range, into a temporary directory, to see that it works
+	cd test/bench && $(GO) run . -scale $(CURVES) -scale-small -scale-into $$(mktemp -d) -duration 1s $(BENCH_FLAGS)
+
+CURVES ?= all
+SCALE_INTO ?= docs/plots
+
 .PHONY: bench-restart
 bench-restart: ## Hold 1,000,000 keys, restart one server of each system, and print times, memory and their ratios
 	cd test/bench && $(GO) run . -rows large -keys 1000 $(BENCH_FLAGS)

@@ -121,7 +121,7 @@ var scaleColumns = map[string][]column{
 	"clients":   slices.Concat(rateColumns, cpuColumns, byteColumns),
 	"value":     slices.Concat(rateColumns, cpuColumns, byteColumns),
 	"frontends": slices.Concat(rateColumns, cpuColumns, byteColumns),
-	"regions":   slices.Concat(rateColumns, cpuColumns, tailColumns, byteColumns),
+	"regions":   slices.Concat(rateColumns, cpuColumns, byteColumns),
 	"tails":     slices.Concat(rateColumns, tailColumns),
 	"check":     slices.Concat(rateColumns, cpuColumns, byteColumns),
 	"watchers": slices.Concat([]column{counted("anonymous MB", "held_anonymous_megabytes", 1)}, rateColumns, []column{
