@@ -10,7 +10,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 # Packages whose concurrency the race detector looks at in `make test`: all but those that run whole clusters, whose parts
 # are looked at by themselves (`make race` takes them too), those that build processes of their own, and the simulation,
 # which is single-threaded.
-OWN_PROCESSES = -e /test/e2e -e /test/chaos -e /api/proto -e /logservice/mutation -e /test/sim
+OWN_PROCESSES = -e /test/e2e -e /test/chaos -e /api/proto -e /logservice/mutation -e /test/sim -e /docs/tutorials
 RACE_PACKAGES = $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES) -e /test/cluster)
 
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ release-check: ## Build a release twice, in two places, and compare every byte (
 test: ## Run everything that must hold, with the race detector where it pays
 	$(GO) vet ./...
 	$(GO) test -race -timeout 9m $(RACE_PACKAGES)
-	$(GO) test -timeout 9m ./test/cluster ./test/e2e/... ./test/chaos ./logservice/mutation ./test/sim
+	$(GO) test -timeout 9m ./test/cluster ./test/e2e/... ./test/chaos ./logservice/mutation ./test/sim ./docs/tutorials/programs
 	$(GO) test -timeout 9m -run '^TestSimulation$$' ./logservice -simulate.seeds 2000
 
 .PHONY: race

@@ -52,6 +52,49 @@ func TestReadsAreRetried(t *testing.T) {
 	})
 }
 
+func TestPrefixEnd(t *testing.T) {
+	for prefix, want := range map[string]string{"a": "b", "a\xff": "b", "\xff": "\x00", "": "\x00", "ab": "ac"} {
+		if got := string(client.PrefixEnd([]byte(prefix))); got != want {
+			t.Errorf("PrefixEnd(%q) = %q; want %q", prefix, got, want)
+		}
+	}
+}
+
+// Pages asks for the next page by the token of the one before, until there is none or the caller has enough.
+func TestPages(t *testing.T) {
+	var asked []string
+	f := &fake{list: func(r *kvv1.ListRequest) (*kvv1.ListResponse, error) {
+		asked = append(asked, string(r.GetKey())+r.GetPageToken())
+		switch r.GetPageToken() {
+		case "":
+			return &kvv1.ListResponse{Revision: 7, NextPageToken: "1"}, nil
+		case "1":
+			return &kvv1.ListResponse{Revision: 7, NextPageToken: "2"}, nil
+		default:
+			return nil, status.Error(codes.OutOfRange, "compacted")
+		}
+	}}
+	with(t, f, func(t *testing.T, c *client.Client) {
+		request, pages := &kvv1.ListRequest{Key: []byte("k")}, 0
+		var last error
+		for page, err := range c.Pages(t.Context(), request) {
+			if last = err; err == nil && page.GetRevision() == 7 {
+				pages++
+			}
+		}
+		if got := strings.Join(asked, " "); got != "k k1 k2" || pages != 2 || status.Code(last) != codes.OutOfRange || request.GetPageToken() != "" {
+			t.Errorf("asked %s, %d pages, %v", got, pages, last)
+		}
+		asked = nil
+		for range c.Pages(t.Context(), request) {
+			break
+		}
+		if len(asked) != 1 {
+			t.Errorf("asked %q after the caller had enough", asked)
+		}
+	})
+}
+
 // A request id names the highest log index that any answer told, and asks for one only where none has.
 func TestRequestIDs(t *testing.T) {
 	asked, index := 0, uint64(70)

@@ -27,6 +27,7 @@ type fake struct {
 
 	status   func() (*kvv1.StatusResponse, error)
 	get      func() (*kvv1.GetResponse, error)
+	list     func(r *kvv1.ListRequest) (*kvv1.ListResponse, error)
 	mutate   func(r *kvv1.MutateRequest) (*kvv1.MutateResponse, error)
 	watch    func(create *kvv1.WatchRequest_Create, stream kvv1.WatchService_WatchServer) error
 	renew    func(id int64) (ttlSeconds int64, err error)
@@ -38,6 +39,10 @@ func (f *fake) Status(context.Context, *kvv1.StatusRequest) (*kvv1.StatusRespons
 }
 
 func (f *fake) Get(context.Context, *kvv1.GetRequest) (*kvv1.GetResponse, error) { return f.get() }
+
+func (f *fake) List(_ context.Context, r *kvv1.ListRequest) (*kvv1.ListResponse, error) {
+	return f.list(r)
+}
 
 func (f *fake) Mutate(_ context.Context, r *kvv1.MutateRequest) (*kvv1.MutateResponse, error) {
 	return f.mutate(r)

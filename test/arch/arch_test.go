@@ -93,6 +93,7 @@ var mayImport = map[string]struct {
 	"cmd/wanlink":              {[]string{"internal"}, "flags, wiring and signals only"},
 	"cmd/kvctl":                {[]string{"statemachine", "cmd/kvctl", "client", "playground", "logservice", "statemachine/image", "internal"}, "the command line is a client, plus offline tools: they read a log, and write the directories of a new one"},
 	"tools":                    {nil, "tools of the build know no part"},
+	"docs":                     {[]string{"client"}, "what a reader of the tutorials writes stands on the SDK alone"},
 	"test":                     {[]string{"*"}, "tests may look at everything"},
 	"logservice/checkpoint":    {[]string{"internal/disk"}, "checkpoints on disk are bytes with a name"},
 }
@@ -137,7 +138,7 @@ var homes = []struct {
 	{"go.etcd.io/raft", []string{"logservice"}, "Raft is the log service's own affair"},
 	{"go.etcd.io/bbolt", []string{"statemachine/image"}, "only the image is kept in bbolt"},
 	{"go.etcd.io/etcd/api", []string{"frontend/etcd"}, "etcd's API types end at the etcd services"},
-	{"go.etcd.io/etcd/client", []string{"test"}, "etcd's client is what users bring; only tests may"},
+	{"go.etcd.io/etcd/client", []string{"test", "docs"}, "etcd's client is what users bring; only tests and tutorials may"},
 	{"github.com/spf13/cobra", []string{"cmd"}, "commands end at cmd"},
 	{"google.golang.org/grpc", []string{"api/proto", "logservice", "logclient", "mirror", "lease/keeper", "frontend", "client", "playground", "cmd", "internal/tlsfiles", "internal/observe", "test"}, "the cores speak to no network"},
 }

@@ -25,7 +25,7 @@ func newDelete(o *options) *cobra.Command {
 				if end != "" {
 					return exitError{exitUsage, errors.New("--prefix and --end exclude each other")}
 				}
-				request.RangeEnd = prefixEnd(request.Key)
+				request.RangeEnd = client.PrefixEnd(request.Key)
 				if len(request.Key) == 0 {
 					request.Key = []byte{0}
 				}

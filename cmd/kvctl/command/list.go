@@ -13,18 +13,6 @@ import (
 // listPage is the number of keys asked for at a time.
 const listPage = 1000
 
-// prefixEnd returns the end of the range of all keys that begin with prefix; "\0" where there is no end.
-func prefixEnd(prefix []byte) []byte {
-	end := append([]byte(nil), prefix...)
-	for i := len(end) - 1; i >= 0; i-- {
-		if end[i] < 0xff {
-			end[i]++
-			return end[:i+1]
-		}
-	}
-	return []byte{0}
-}
-
 func newList(o *options) *cobra.Command {
 	var revision int64
 	var limit int
@@ -42,7 +30,7 @@ func newList(o *options) *cobra.Command {
 			}
 			if len(args) == 1 {
 				request.Key = []byte(args[0])
-				request.RangeEnd = prefixEnd(request.Key)
+				request.RangeEnd = client.PrefixEnd(request.Key)
 			}
 			if end != "" {
 				request.RangeEnd = []byte(end)

@@ -250,7 +250,7 @@ func parseOperation(words []string) (*kvv1.TxnOperation, error) {
 	case words[0] == "get" && len(rest) == 0:
 		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Read_{Read: &kvv1.TxnOperation_Read{Key: key}}}, nil
 	case words[0] == "list" && len(rest) == 0:
-		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Read_{Read: &kvv1.TxnOperation_Read{Key: key, RangeEnd: prefixEnd(key)}}}, nil
+		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Read_{Read: &kvv1.TxnOperation_Read{Key: key, RangeEnd: client.PrefixEnd(key)}}}, nil
 	case words[0] == "del" && len(rest) == 0:
 		return &kvv1.TxnOperation{Operation: &kvv1.TxnOperation_Delete_{Delete: &kvv1.TxnOperation_Delete{Key: key}}}, nil
 	}

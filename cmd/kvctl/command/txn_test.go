@@ -70,11 +70,3 @@ func TestParseTxnRefuses(t *testing.T) {
 		}
 	}
 }
-
-func TestPrefixEnd(t *testing.T) {
-	for prefix, want := range map[string]string{"a": "b", "a\xff": "b", "\xff": "\x00", "": "\x00", "ab": "ac"} {
-		if got := string(prefixEnd([]byte(prefix))); got != want {
-			t.Errorf("prefixEnd(%q) = %q; want %q", prefix, got, want)
-		}
-	}
-}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
+	"github.com/logmirror/logmirror/client"
 )
 
 func newWatch(o *options) *cobra.Command {
@@ -28,7 +29,7 @@ func newWatch(o *options) *cobra.Command {
 				if end != "" {
 					return exitError{exitUsage, errors.New("--prefix and --end exclude each other")}
 				}
-				create.RangeEnd = prefixEnd(create.Key)
+				create.RangeEnd = client.PrefixEnd(create.Key)
 				if len(create.Key) == 0 {
 					create.Key = []byte{0}
 				}
