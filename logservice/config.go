@@ -68,6 +68,9 @@ type Config struct {
 	// TailHeartbeat is the longest time between two messages of a tail; zero for 500 ms.
 	TailHeartbeat time.Duration
 
+	// SlowBatchAfter is how long a batch of a frontend may take to be published before operators are told; zero for never.
+	SlowBatchAfter time.Duration
+
 	// CheckpointLogBytes is how much log there may be above the newest checkpoint before another one is asked for, and
 	// CheckpointAge how much time; zero for 256 MiB and 24 h. A negative age stands for none.
 	CheckpointLogBytes int64

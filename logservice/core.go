@@ -86,6 +86,9 @@ type MemberConfig struct {
 	// CheckpointTicks is the interval of all that has to do with checkpoints, CheckpointTimeoutTicks the time to make and
 	// copy one, CheckpointRestTicks the least time between two requests.
 	CheckpointTicks, CheckpointTimeoutTicks, CheckpointRestTicks int
+	// SlowBatchAfter is how long a batch of this member's streams may take to be published before Effects tell of it; zero
+	// for never.
+	SlowBatchAfter time.Duration
 	// SessionSilence is the log time after which a silent session is not asked for a checkpoint; MaxSessions bounds those
 	// that are known.
 	SessionSilence time.Duration

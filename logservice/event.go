@@ -160,6 +160,8 @@ type Effects struct {
 	// Entries are the newly published entries, ending at Published. The first ones may be missing where they are no
 	// longer in memory (after a restart); they can be read from storage.
 	Entries []*raftpb.Entry
+	// Slow are batches of streams of this member that took Config.SlowBatchAfter or longer to be published here.
+	Slow []SlowBatch
 	// Traced are those of Entries that are part of traces, in the order of the log.
 	Traced []TracedEntry
 	// Rejections are for streams of this member.

@@ -76,6 +76,9 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 	}
 	s.published.advance(effects)
 	s.trace(effects.Traced)
+	if len(effects.Slow) > 0 {
+		s.tellSlow(effects.Slow)
+	}
 	for _, r := range effects.Rejections {
 		s.answers.streams.call(r.Stream, r.Rejection)
 	}

@@ -23,6 +23,7 @@ type metrics struct {
 	roundErrors prometheus.Counter
 	tailEntries prometheus.Counter
 	tailBytes   prometheus.Counter
+	slowBatches prometheus.Counter
 
 	snapshotsSent, snapshotsInstalled prometheus.Counter
 }
@@ -56,11 +57,12 @@ func newMetrics(s *Server) (*metrics, error) {
 		roundErrors: counter("round_failures_total", "Questions for a read round that failed."),
 		tailEntries: counter("tail_entries_total", "Entries sent to all tails."),
 		tailBytes:   counter("tail_bytes_total", "Bytes of envelopes sent to all tails."),
+		slowBatches: counter("slow_batches_total", "Batches of streams of this member that took --slow-batch-after or longer to be published."),
 
 		snapshotsSent:      counter("snapshots_sent_total", "Snapshots sent to members that need entries which were trimmed."),
 		snapshotsInstalled: counter("snapshots_installed_total", "Snapshots that this member's log was begun anew with."),
 	}
-	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.groupBytes, newPeers(s), m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes,
+	m.collectors = []prometheus.Collector{m.groups, m.groupSizes, m.groupBytes, newPeers(s), m.rejections, m.rounds, m.roundErrors, m.tailEntries, m.tailBytes, m.slowBatches,
 		m.snapshotsSent, m.snapshotsInstalled,
 		gauge("term", "Raft term.", func(s MemberState) float64 { return float64(s.Term) }),
 		gauge("is_leader", "1 while this member leads.", func(s MemberState) float64 {
@@ -135,6 +137,8 @@ func (m *metrics) wrote(g *Group, took time.Duration) {
 	}
 	m.groupBytes.Observe(float64(bytes))
 }
+
+func (m *metrics) slow(batches int) { m.slowBatches.Add(float64(batches)) }
 
 func (m *metrics) rejected(reason logv1.AppendRejection_Reason) {
 	m.rejections.WithLabelValues(rejectionLabel(reason)).Inc()

@@ -3,6 +3,7 @@ package logservice
 import (
 	"errors"
 	"hash/fnv"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -45,7 +46,7 @@ func (m *Member) propose(stream uint64, p *logv1.Proposal) {
 		m.reject(origin, p, logv1.AppendRejection_REASON_NO_LEADER)
 		return
 	}
-	if !m.inFlight.add(stream, p, m.ticks) {
+	if !m.inFlight.add(stream, p, m.ticks, m.now) {
 		m.reject(origin, p, logv1.AppendRejection_REASON_OVERLOADED)
 		return
 	}
@@ -244,6 +245,9 @@ func (m *Member) appendProposals(queued []queuedProposal) bool {
 	}
 	err := m.raft.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &m.config.ID, Entries: entries})
 	if err == nil {
+		for _, q := range queued {
+			m.inFlight.appended(q.proposal, m.now)
+		}
 		m.noteTraffic(queued)
 		m.noteTraces(queued)
 		return true
@@ -328,6 +332,8 @@ type pendingProposal struct {
 	bytes  int
 	at     int
 	gone   bool
+	// came is when this member took it; appended when it put it into the log as leader, zero at the others.
+	came, appended time.Time
 }
 
 func newInFlight(maxStreamBytes, maxBytes, expiryTicks int) *inFlight {
@@ -336,7 +342,7 @@ func newInFlight(maxStreamBytes, maxBytes, expiryTicks int) *inFlight {
 }
 
 // add reports false where the bounds leave no room. One proposal always fits into an idle stream.
-func (f *inFlight) add(stream uint64, p *logv1.Proposal, tick int) bool {
+func (f *inFlight) add(stream uint64, p *logv1.Proposal, tick int, now time.Time) bool {
 	bytes := proto.Size(p)
 	used := f.streams[stream]
 	if used > 0 && used+bytes > f.maxStreamBytes {
@@ -347,7 +353,7 @@ func (f *inFlight) add(stream uint64, p *logv1.Proposal, tick int) bool {
 	}
 	key := keyOf(p.GetKind(), p.GetSession(), p.GetSeq(), p.GetPayload())
 	f.remove(f.pending[key])
-	entry := &pendingProposal{key: key, stream: stream, bytes: bytes, at: tick}
+	entry := &pendingProposal{key: key, stream: stream, bytes: bytes, at: tick, came: now}
 	f.pending[key] = entry
 	f.arrivals = append(f.arrivals, entry)
 	f.streams[stream] += bytes
@@ -380,10 +386,21 @@ func (f *inFlight) trim() {
 	}
 }
 
-func (f *inFlight) published(h envelopeHeader) {
-	if len(f.pending) > 0 {
-		f.remove(f.pending[keyOf(h.kind, h.session, h.seq, h.payload)])
+// appended notes when a leader put a batch into its log.
+func (f *inFlight) appended(p *logv1.Proposal, now time.Time) {
+	if known := f.pending[proposalKey{kind: p.GetKind(), session: p.GetSession(), seq: p.GetSeq()}]; known != nil {
+		known.appended = now
 	}
+}
+
+// published settles a proposal, and returns it; nil for one of others.
+func (f *inFlight) published(h envelopeHeader) *pendingProposal {
+	if len(f.pending) == 0 {
+		return nil
+	}
+	p := f.pending[keyOf(h.kind, h.session, h.seq, h.payload)]
+	f.remove(p)
+	return p
 }
 
 // rejected settles a batch. Other kinds are named by nothing in a rejection; they are small and expire.

@@ -129,7 +129,7 @@ func (m *Member) notePublished(e *raftpb.Entry) {
 	if !ok {
 		return
 	}
-	m.inFlight.published(h)
+	m.noteSlow(e.GetIndex(), m.inFlight.published(h))
 	m.tracePublished(e.GetIndex(), h)
 	m.sessions.note(e.GetIndex(), h)
 	if h.kind == logv1.EntryKind_ENTRY_KIND_GENESIS && m.record.clusterID == 0 {

@@ -18,6 +18,7 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/internal/observe/calls"
+	"github.com/logmirror/logmirror/internal/observe/slow"
 	"github.com/logmirror/logmirror/logservice/checkpoint"
 	"github.com/logmirror/logmirror/logservice/peer"
 	"github.com/logmirror/logmirror/logservice/segment"
@@ -43,6 +44,7 @@ type Server struct {
 	health    *health.Server
 	logger    *slog.Logger
 	guests    guests
+	slowLimit slow.Limit
 	// ticks are counted by the loop.
 	ticks int
 
@@ -157,7 +159,8 @@ func (s *Server) open() (err error) {
 		Logger: s.logger, HeartbeatTicks: c.HeartbeatTicks, ElectionTicks: c.ElectionTicks,
 		MaxPayloadBytes: c.MaxPayloadBytes, MaxStreamBytes: c.MaxStreamBytes, MaxForwardBytes: c.MaxForwardBytes,
 		MaxUncommittedBytes: c.MaxUncommittedBytes, CheckpointLogBytes: c.CheckpointLogBytes, CheckpointAge: c.CheckpointAge,
-		CheckpointTimeoutTicks: int(c.CheckpointTimeout / c.TickInterval), TailBytes: c.TailBytes, TailAge: c.TailAge})
+		CheckpointTimeoutTicks: int(c.CheckpointTimeout / c.TickInterval), TailBytes: c.TailBytes, TailAge: c.TailAge,
+		SlowBatchAfter: c.SlowBatchAfter})
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,7 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 	rejections := newMailbox[*logv1.AppendRejection](maxStreamAnswers)
 	id := srv.answers.openStream(func(r *logv1.AppendRejection) {
 		srv.metrics.rejected(r.GetReason())
+		srv.tellRejection(r)
 		rejections.put(r)
 	})
 	defer func() {
@@ -59,6 +60,7 @@ func (s *service) Append(stream logv1.LogService_AppendServer) error {
 	return duplex(stream.Context(),
 		func(ctx context.Context) error {
 			for request := first; ; {
+				srv.tellBatches(ctx, request.GetProposals())
 				if err := srv.post(ctx, proposed(id, request.GetProposals())...); err != nil {
 					return err
 				}

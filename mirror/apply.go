@@ -98,6 +98,8 @@ func (a *applyCore) lookAtRegion() {
 type applier struct {
 	*Mirror
 	core applyCore
+	// began is when the entries at hand came, on Config.Clock.
+	began time.Duration
 }
 
 // run tails the log and applies what comes until the mirror ends.
@@ -114,7 +116,7 @@ func (m *Mirror) run() {
 			m.fail(err)
 			return
 		}
-		began := m.config.Clock()
+		a.began = m.config.Clock()
 		for i := range batch.Entries {
 			if err := a.core.apply(&batch.Entries[i]); err != nil {
 				m.fail(err)
@@ -123,7 +125,7 @@ func (m *Mirror) run() {
 		}
 		if len(batch.Entries) > 0 {
 			m.metrics.entries.Add(float64(len(batch.Entries)))
-			m.metrics.applySeconds.Observe((m.config.Clock() - began).Seconds())
+			m.metrics.applySeconds.Observe((m.config.Clock() - a.began).Seconds())
 		}
 		a.after(&batch)
 	}
@@ -158,6 +160,7 @@ func (a *applier) tellSession(event sessionEvent) {
 	if event.kind == eventEnded {
 		a.config.Logger.Warn("the session of this frontend has ended", "session", event.session, "index", a.machine.Index())
 	}
+	event.seenAt = a.began
 	a.session.step(event)
 }
 

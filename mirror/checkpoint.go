@@ -122,6 +122,8 @@ func (c *checkpoints) run(ctx context.Context, source *checkpoint.Source, sessio
 	switch {
 	case err == nil:
 		m.metrics.checkpoints.WithLabelValues("reported").Inc()
+		m.metrics.checkpointSeconds.Observe(time.Since(began).Seconds())
+		m.metrics.checkpointBytes.Set(float64(name.GetSizeBytes()))
 		m.config.Logger.Info("a checkpoint was made", "index", index, "bytes", name.GetSizeBytes(),
 			"sha256", fmt.Sprintf("%x", name.GetSha256()), "duration", time.Since(began).Round(time.Millisecond))
 	case m.ctx.Err() != nil:

@@ -53,6 +53,8 @@ type Config struct {
 	FailFastAfter time.Duration
 	// UnknownAfter is when such a command that was handed over is given up as unknown. 10 s.
 	UnknownAfter time.Duration
+	// SlowWriteAfter is how long a write may take before operators are told. Zero for never.
+	SlowWriteAfter time.Duration
 	// StallAfter is how long a batch may be in flight before the log counts as away. 3 s.
 	StallAfter time.Duration
 	// ResendAfterMin and ResendAfterMax bound the wait before what is in flight is handed over again; within them it

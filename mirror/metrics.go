@@ -24,6 +24,9 @@ type metrics struct {
 	readersPerRound      prometheus.Histogram
 	checkpoints          *prometheus.CounterVec
 	checkpointPinSeconds prometheus.Histogram
+	checkpointSeconds    prometheus.Histogram
+	checkpointBytes      prometheus.Gauge
+	slowWrites           prometheus.Counter
 	digestIndex          prometheus.Gauge
 	digestVerdicts       *prometheus.CounterVec
 	quarantines          prometheus.Counter
@@ -100,6 +103,16 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		Name: "logmirror_mirror_checkpoint_pin_seconds", Help: "Time for which pinning the state for a checkpoint held up apply.",
 		Buckets: prometheus.ExponentialBuckets(0.00001, 4, 10),
 	})
+	m.checkpointSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "logmirror_mirror_checkpoint_seconds", Help: "Time to make a checkpoint and to give it to the log, of those that were reported.",
+		Buckets: prometheus.ExponentialBuckets(0.05, 2, 16),
+	})
+	m.checkpointBytes = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "logmirror_mirror_checkpoint_bytes", Help: "Size of the last checkpoint that this frontend made; 0 for none.",
+	})
+	m.slowWrites = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "logmirror_mirror_slow_writes_total", Help: "Writes whose outcome took --slow-write-after or longer.",
+	})
 	for _, reason := range resendReasons {
 		m.resends.WithLabelValues(reason)
 	}
@@ -118,7 +131,7 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.batchBytes, m.entries, m.applySeconds, m.convergenceSeconds, m.roundSeconds,
 		m.proposals, m.resends, m.rejections, m.ticks, m.batchCommands, m.commitSeconds, m.readersPerRound,
-		m.checkpoints, m.checkpointPinSeconds,
+		m.checkpoints, m.checkpointPinSeconds, m.checkpointSeconds, m.checkpointBytes, m.slowWrites,
 		m.digestIndex, m.digestVerdicts, m.quarantines, m.scrubs, m.scrubSeconds,
 	} {
 		if err := registerer.Register(c); err != nil {

@@ -35,6 +35,7 @@ type Mirror struct {
 	observers []Observer
 	metrics   *metrics
 	session   *sessions
+	writes    writes
 	// checkpoints belongs to the goroutine that applies.
 	checkpoints *checkpoints
 	rounds      *rounds
@@ -95,6 +96,7 @@ func Start(config Config) (*Mirror, error) {
 		return nil, err
 	}
 	m.session = newSessions(m)
+	m.writes.mirror = m
 	m.checkpoints = newCheckpoints(m)
 	m.rounds = newRounds(m)
 	m.ticks = newTicks(m)
@@ -217,6 +219,7 @@ func (m *Mirror) proposeAndWait(ctx context.Context, command *commandv1.Command,
 	p.trace = span.Context()
 	outcome := m.await(ctx, p)
 	span.End(outcome.err)
+	m.writes.ended(ctx, p, outcome.err)
 	return outcome, outcome.err
 }
 

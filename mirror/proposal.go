@@ -17,9 +17,9 @@ type proposal struct {
 	encoded    []byte
 	waitForLog bool
 	// trace goes with the batch; nil for none.
-	trace    *logv1.TraceContext
-	queuedAt time.Duration
-	state    proposalState
+	trace  *logv1.TraceContext
+	course course
+	state  proposalState
 	// next and previous link the queue.
 	next, previous *proposal
 

@@ -380,6 +380,7 @@ func (s *sessionCore) applied(event sessionEvent) {
 	}
 	for i, p := range b.proposals {
 		if p.state == proposalHandedOver {
+			p.course.copies, p.course.seenAt, p.course.endedAt = b.copies, event.seenAt, s.now
 			s.effects.applied = append(s.effects.applied, appliedProposal{p, event.results[i], event.sync})
 		}
 		p.state = proposalFinished
@@ -437,7 +438,7 @@ func (s *sessionCore) requeue() {
 }
 
 func (s *sessionCore) propose(p *proposal) {
-	p.queuedAt = s.now
+	p.course.queuedAt = s.now
 	switch {
 	case s.stopped != nil:
 		s.finish(p, fmt.Errorf("%w: %w", ErrNotApplied, s.stopped))
@@ -458,13 +459,19 @@ func (s *sessionCore) leave(p *proposal) {
 		s.queue.remove(p)
 		s.finish(p, ErrNotApplied)
 	case proposalHandedOver:
-		p.state = proposalLeft
-		s.effects.finished = append(s.effects.finished, finishedProposal{p, ErrUnknown})
+		s.end(p, proposalLeft, ErrUnknown)
 	}
 }
 
-func (s *sessionCore) finish(p *proposal, err error) {
-	p.state = proposalFinished
+func (s *sessionCore) finish(p *proposal, err error) { s.end(p, proposalFinished, err) }
+
+// end gives a proposal an outcome other than a result. Its course is its caller's from then on.
+func (s *sessionCore) end(p *proposal, state proposalState, err error) {
+	p.state = state
+	p.course.endedAt = s.now
+	if b := s.find(p.course.session, p.course.seq); b != nil {
+		p.course.copies = b.copies
+	}
 	s.effects.finished = append(s.effects.finished, finishedProposal{p, err})
 }
 
@@ -504,7 +511,7 @@ func (s *sessionCore) carriesCommands() bool {
 // holding tells whether the queue waits for company: only while another batch with commands is in flight, and only for
 // a while.
 func (s *sessionCore) holding() bool {
-	return s.queue.bytes < s.config.batchBytesMax && s.now < s.queue.head.queuedAt+s.config.hold && s.carriesCommands()
+	return s.queue.bytes < s.config.batchBytesMax && s.now < s.queue.head.course.queuedAt+s.config.hold && s.carriesCommands()
 }
 
 func (s *sessionCore) fill() {
@@ -545,6 +552,12 @@ func (s *sessionCore) pack() *batch {
 func (s *sessionCore) handOver(b *batch) {
 	b.seq = s.nextSeq
 	b.firstSent = s.now
+	for _, p := range b.proposals {
+		if p.course.seq == 0 {
+			p.course.handedAt = s.now
+		}
+		p.course.session, p.course.seq = s.session, b.seq
+	}
 	s.nextSeq++
 	s.inFlight = append(s.inFlight, b)
 	s.inFlightBytes += len(b.payload)
@@ -600,8 +613,7 @@ func (s *sessionCore) expire() {
 		}
 		for _, p := range b.proposals {
 			if p.state == proposalHandedOver && !p.waitForLog {
-				p.state = proposalLeft
-				s.effects.finished = append(s.effects.finished, finishedProposal{p, fmt.Errorf("%w: %w", ErrUnknown, ErrUnavailable)})
+				s.end(p, proposalLeft, fmt.Errorf("%w: %w", ErrUnknown, ErrUnavailable))
 			}
 		}
 	}
@@ -622,7 +634,7 @@ func (s *sessionCore) schedule() {
 	}
 	if s.mayHandOver() {
 		if s.queue.head != nil && len(s.inFlight) < s.config.inFlightMax {
-			wake(s.queue.head.queuedAt + s.config.hold)
+			wake(s.queue.head.course.queuedAt + s.config.hold)
 		}
 		if len(s.inFlight) == 0 {
 			wake(s.sentAt + s.sessionTime/3)

@@ -18,6 +18,8 @@ type sessionEvent struct {
 	sessionTime time.Duration
 	rejections  []*logv1.AppendRejection
 	results     []statemachine.Result
+	// seenAt is when the entry of results came to be applied.
+	seenAt time.Duration
 	// sync gathers the reports of other mirrors on the batch; nil where none are asked for.
 	sync *syncEntry
 	// reason is for people.

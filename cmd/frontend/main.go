@@ -45,7 +45,7 @@ type options struct {
 	maxRequestBytes, maxTxnOperations        int
 	readyMaxAge                              time.Duration
 	checkpointRate, bootstrapRate            int
-	scrubInterval                            time.Duration
+	scrubInterval, slowWriteAfter            time.Duration
 	insecure                                 bool
 	pprofListen                              string
 	logging                                  observe.Logging
@@ -97,6 +97,8 @@ func newCommand() *cobra.Command {
 	flagfile.BytesVar(flags, &o.checkpointRate, "checkpoint-rate", 32<<20, "how fast a checkpoint is made and uploaded at most, in `bytes` per second")
 	flags.DurationVar(&o.scrubInterval, "scrub-interval", 10*time.Minute,
 		"how often memory and image are checked for damage; a tenth of a processor at most")
+	flags.DurationVar(&o.slowWriteAfter, "slow-write-after", time.Second,
+		"how long a write may take before it is logged as slow, one a second at most, with where the time went; 0 for never")
 	flagfile.BytesVar(flags, &o.bootstrapRate, "bootstrap-rate", 64<<20, "how fast a checkpoint is downloaded at most, in `bytes` per second")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
 	flags.StringVar(&o.pprofListen, "pprof-listen", "", "`address` to serve profiles on under /debug/pprof/, on loopback unless --insecure (default: none)")
@@ -178,7 +180,10 @@ func (o options) config(logger *slog.Logger) (c frontend.Config, err error) {
 	if o.readyMaxAge <= 0 || o.checkpointRate <= 0 || o.bootstrapRate <= 0 || o.scrubInterval <= 0 {
 		return c, errors.New("--ready-max-age, --scrub-interval, --checkpoint-rate and --bootstrap-rate must be above zero")
 	}
-	c.Mirror.ReadyAgeMax = o.readyMaxAge
+	if o.slowWriteAfter < 0 {
+		return c, errors.New("--slow-write-after must not be below zero")
+	}
+	c.Mirror.ReadyAgeMax, c.Mirror.SlowWriteAfter = o.readyMaxAge, o.slowWriteAfter
 	c.Mirror.ScrubInterval = o.scrubInterval
 	c.Mirror.CheckpointBytesPerSecond, c.Mirror.BootstrapBytesPerSecond = o.checkpointRate, o.bootstrapRate
 	if err := errors.Join(o.tls.Validate(""), o.peerTLS.Validate("peer-"), o.traces.Validate()); err != nil {

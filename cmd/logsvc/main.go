@@ -63,6 +63,7 @@ type options struct {
 	metricsListen                                string
 	insecure                                     bool
 	pprofListen                                  string
+	slowBatchAfter                               time.Duration
 	logging                                      observe.Logging
 	tls, peerTLS                                 tlsfiles.Files
 	traces                                       export.Flags
@@ -116,6 +117,8 @@ func newCommand() *cobra.Command {
 	flags.DurationVar(&o.logTailAge, "log-tail-age", 0, "age beyond which entries below a checkpoint are not kept even within --log-tail-bytes; 0 for any")
 	flagfile.BytesVar(flags, &o.segmentBytes, "segment-bytes", segmentBytesDefault,
 		"size of a file of the log in `bytes`, of which two are reserved; the log is trimmed by whole files")
+	flags.DurationVar(&o.slowBatchAfter, "slow-batch-after", time.Second,
+		"how long a frontend's batch may take to be published before it is logged as slow, one a second at most; 0 for never")
 	flags.StringVar(&o.metricsListen, "metrics-listen", "", "`address` to serve /metrics, /livez and /readyz on (default: none)")
 	flags.BoolVar(&o.insecure, "insecure", false, "serve addresses that other machines reach without encryption")
 	flags.StringVar(&o.pprofListen, "pprof-listen", "", "`address` to serve profiles on under /debug/pprof/, on loopback unless --insecure (default: none)")
@@ -192,7 +195,7 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	c = logservice.Config{Name: o.name, Region: o.region, Advertise: o.advertise, DataDir: o.dataDir,
 		Version: version.String(), Logger: logger,
 		CheckpointLogBytes: o.checkpointLogBytes, CheckpointAge: o.checkpointAge, CheckpointTimeout: o.checkpointTimeout,
-		TailBytes: o.logTailBytes, TailAge: o.logTailAge, SegmentBytes: o.segmentBytes}
+		TailBytes: o.logTailBytes, TailAge: o.logTailAge, SegmentBytes: o.segmentBytes, SlowBatchAfter: o.slowBatchAfter}
 	if o.segmentBytes < segmentBytesMin || o.segmentBytes > segmentBytesMax {
 		return c, fmt.Errorf("--segment-bytes %d: must be between %d and %d (%s and %s)", o.segmentBytes, segmentBytesMin, segmentBytesMax,
 			flagfile.FormatBytes(segmentBytesMin), flagfile.FormatBytes(segmentBytesMax))
@@ -203,6 +206,7 @@ func (o options) config(logger *slog.Logger) (c logservice.Config, err error) {
 	}{
 		{"checkpoint-log-bytes", o.checkpointLogBytes - 1}, {"log-tail-bytes", o.logTailBytes - 1}, {"checkpoint-age", int64(o.checkpointAge)},
 		{"checkpoint-timeout", int64(o.checkpointTimeout) - 1}, {"log-tail-age", int64(o.logTailAge)},
+		{"slow-batch-after", int64(o.slowBatchAfter)},
 	} {
 		if bound.value < 0 {
 			return c, fmt.Errorf("--%s is too small", bound.flag)
