@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/internal/version"
 	"github.com/logmirror/logmirror/mirror"
+	"github.com/logmirror/logmirror/statemachine"
 )
 
 // rebuildPauseMin and rebuildPauseMax bound the pause between two attempts at a bootstrap.
@@ -24,7 +26,7 @@ const (
 )
 
 // rebuild builds the state from a checkpoint, again and again until that succeeds or the server is stopped. Meanwhile the
-// port answers everything with the reason.
+// port answers everything with the reason. Where the log is a newer build's by now, no attempt can succeed: the server ends.
 func (s *Server) rebuild() (ok bool) {
 	progress := &bootstrapStatus{}
 	s.mu.Lock()
@@ -47,6 +49,11 @@ func (s *Server) rebuild() (ok bool) {
 			return false
 		}
 		s.metrics.bootstraps.WithLabelValues("failed").Inc()
+		if errors.Is(err, statemachine.ErrNewer) {
+			progress.failed(err)
+			s.fail(err)
+			return false
+		}
 		s.logger.Error("the state could not be built from a checkpoint; trying again", "in", pause, "error", err)
 		progress.failed(err)
 		timer := time.NewTimer(pause)

@@ -3,6 +3,7 @@ package frontend
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -19,9 +20,12 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/mirror"
+	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/checkpoint"
 )
 
 // trimmed has a frontend's mirror build a checkpoint, and takes the log up to there away. Nobody is given the checkpoint
@@ -241,6 +245,48 @@ func TestStopWhileBootstrapping(t *testing.T) {
 	if err := eu.Err(); err != nil {
 		t.Errorf("ended with %v", err)
 	}
+}
+
+// TestBootstrapOfANewerState: a build that was left behind by the cluster says so and ends, and downloads nothing again and
+// again.
+func TestBootstrapOfANewerState(t *testing.T) {
+	c := newTestCluster(t)
+	m := statemachine.New(statemachine.Options{ApplyVersion: statemachine.ApplyVersion + 1})
+	apply := func(kind logv1.EntryKind, session, seq uint64, payload proto.Message) {
+		encoded, err := proto.Marshal(payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Apply(m.Index()+1, fakeTerm, kind, &logv1.Envelope{Kind: kind, LogTimeNanoseconds: 1, Session: session, Seq: seq,
+			Payload: encoded}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(logv1.EntryKind_ENTRY_KIND_GENESIS, 0, 0, &logv1.Genesis{ClusterId: fakeClusterID})
+	apply(logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, 0, 0, &logv1.OpenSession{FrontendId: 1, Incarnation: 1, ApplyVersionMax: m.Understands()})
+	apply(logv1.EntryKind_ENTRY_KIND_BATCH, 2, 1, &commandv1.CommandBatch{Commands: []*commandv1.Command{{
+		Operation: &commandv1.Command_RaiseApplyVersion{RaiseApplyVersion: &commandv1.RaiseApplyVersion{ApplyVersion: m.Understands()}}}}})
+	var content bytes.Buffer
+	source := checkpoint.Pin(m, 1)
+	defer source.Release()
+	if _, err := source.Write(&content); err != nil {
+		t.Fatal(err)
+	}
+	for range m.Index() {
+		c.log.append(&logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_TICK})
+	}
+	sum, held := sha256.Sum256(content.Bytes()), make(chan struct{})
+	close(held)
+	c.log.change(func() {
+		c.log.checkpoint, c.log.held, c.log.first = content.Bytes(), held, m.Index()+1
+		c.log.name = &logv1.CheckpointName{Index: m.Index(), Sha256: sum[:], SizeBytes: uint64(content.Len()), FormatVersion: checkpoint.FormatVersion}
+	})
+	eu, err := Start(Config{Name: "eu-1", Region: "eu", DataDir: t.TempDir(), Listener: listen(t), Log: []string{c.log.address}, Logger: c.logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer eu.Stop()
+	eventually(t, "it ends with the reason", func() bool { return errors.Is(eu.Err(), statemachine.ErrNewer) })
 }
 
 // TestAQuarantinedFrontendComesBack: damage that a scrub finds ends a life; the next one is built from the log and serves

@@ -105,7 +105,7 @@ type applier struct {
 // run tails the log and applies what comes until the mirror ends.
 func (m *Mirror) run() {
 	a := &applier{Mirror: m}
-	a.core = applyCore{machine: m.machine, translator: translator{frontendID: m.client.FrontendID()}, observers: m.observers,
+	a.core = applyCore{machine: m.machine, translator: translator{frontendID: m.client.FrontendID(), understands: m.machine.Understands()}, observers: m.observers,
 		region: m.config.Region, logTime: m.machine.LogTime(), tell: applySeam{requested: m.checkpoints.requested, reached: a.reached,
 			gathered: m.syncs.applied, session: a.tellSession, traced: a.traced, applied: a.applied}}
 	tail := m.client.Tail(m.machine.Index()+1, m.machine.Term())

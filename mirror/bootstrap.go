@@ -57,7 +57,8 @@ func (p BootstrapProgress) String() string {
 // one, so that the next Start goes on from there: for a mirror whose Err matches logclient.ErrTrimmed, after its Done. It
 // makes one attempt, in which the download goes on after lost streams; what was downloaded is kept for the next one. Size, sha256
 // and every block are checked before the image, if there is one, is replaced. The error matches
-// logclient.ErrNoCheckpoint, ErrBadCheckpoint or ErrStopped (ctx ended), or is that of the data directory.
+// logclient.ErrNoCheckpoint, ErrBadCheckpoint, ErrStopped (ctx ended) or statemachine.ErrNewer, which no further attempt
+// mends, or is that of the data directory.
 func Bootstrap(ctx context.Context, config Config, progress func(BootstrapProgress)) error {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -284,9 +285,9 @@ func (b *bootstrap) restore(
 	return machine, counts, nil
 }
 
-// badCheckpoint tells damage from a disk that cannot be read.
+// badCheckpoint tells damage from a disk that cannot be read, and from what is only too new for this build.
 func badCheckpoint(content *countingReader, err error) error {
-	if content.failed != nil {
+	if content.failed != nil || errors.Is(err, statemachine.ErrNewer) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrBadCheckpoint, err)

@@ -19,11 +19,8 @@ import (
 	"github.com/logmirror/logmirror/statemachine/image"
 )
 
-// Apply versions that this build understands.
-const (
-	applyVersionMin = 1
-	applyVersionMax = 1
-)
+// applyVersionMin is the lowest apply version that this build understands; the highest is the state machine's to say.
+const applyVersionMin = 1
 
 // Mirror is one frontend's copy of the state. See the package comment.
 type Mirror struct {
@@ -323,7 +320,7 @@ func (m *Mirror) progress() string {
 }
 
 func (m *Mirror) openPayload(incarnation uint64) []byte {
-	payload, err := m.config.openPayload(m.client.FrontendID(), incarnation)
+	payload, err := m.config.openPayload(m.client.FrontendID(), incarnation, m.machine.Understands())
 	if err != nil {
 		m.fail(err)
 	}
@@ -331,7 +328,7 @@ func (m *Mirror) openPayload(incarnation uint64) []byte {
 }
 
 // openPayload asks for a session. The error is for a name, region or URL that is not UTF-8.
-func (c *Config) openPayload(frontendID, incarnation uint64) ([]byte, error) {
+func (c *Config) openPayload(frontendID, incarnation uint64, applyVersionMax uint32) ([]byte, error) {
 	payload, err := proto.Marshal(&logv1.OpenSession{
 		FrontendId:      frontendID,
 		Incarnation:     incarnation,

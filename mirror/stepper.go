@@ -99,7 +99,7 @@ func NewStepper(config StepperConfig, now time.Duration) (*Stepper, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.openPayload(config.FrontendID, config.Incarnation); err != nil {
+	if _, err := c.openPayload(config.FrontendID, config.Incarnation, config.Machine.Understands()); err != nil {
 		return nil, err
 	}
 	s := &Stepper{config: c, id: config.FrontendID, durable: config.Incarnation, now: now,
@@ -107,10 +107,10 @@ func NewStepper(config StepperConfig, now time.Duration) (*Stepper, error) {
 		rounds: roundsCore{max: c.ReadRounds, spacing: c.ReadRoundSpacing, idleAfter: c.AgeInterval},
 		ticks:  ticker{advanceMax: logTimeAdvanceMax, spread: config.Spread}}
 	s.session = newSessionCore(c.session(func(incarnation uint64) []byte {
-		payload, _ := c.openPayload(s.id, incarnation) // it was tried above
+		payload, _ := c.openPayload(s.id, incarnation, config.Machine.Understands()) // it was tried above
 		return payload
 	}), now)
-	s.apply = applyCore{machine: config.Machine, translator: translator{frontendID: config.FrontendID}, observers: config.Observers,
+	s.apply = applyCore{machine: config.Machine, translator: translator{frontendID: config.FrontendID, understands: config.Machine.Understands()}, observers: config.Observers,
 		region: c.Region, logTime: config.Machine.LogTime(), tell: applySeam{
 			requested: s.requested,
 			reached:   func(*statemachine.Applied) {},

@@ -18,6 +18,8 @@ type translator struct {
 	// session is the frontend's present session or, after its end, its last one.
 	session uint64
 	term    uint64
+	// understands is the highest apply version that this mirror goes on at.
+	understands uint32
 }
 
 // owns tells whether an entry is a batch of the frontend's present session, whose results are wanted.
@@ -75,7 +77,7 @@ func (t *translator) opens(entry *logclient.Entry, applied *statemachine.Applied
 			ErrIncarnationTaken, open.GetIncarnation())
 	case statemachine.SkipApplyVersion:
 		event.err = fmt.Errorf("the cluster's apply version is not one that this build understands (%d to %d)",
-			applyVersionMin, applyVersionMax)
+			applyVersionMin, t.understands)
 	case statemachine.SkipInvalid:
 		event.err = errors.New("the log refuses the name, region or client URLs of this frontend")
 	}

@@ -376,8 +376,8 @@ func (m *Machine) executeRaiseApplyVersion(r *commandv1.RaiseApplyVersion) (refu
 			return ErrApplyVersion, nil
 		}
 	}
-	if r.ApplyVersion > ApplyVersion {
-		return nil, fmt.Errorf("%w: apply version %d, highest known %d", ErrUnknown, r.ApplyVersion, ApplyVersion)
+	if r.ApplyVersion > m.understands {
+		return nil, fmt.Errorf("%w: apply version %d, highest known %d", ErrUnknown, r.ApplyVersion, m.understands)
 	}
 	m.applyVersion = r.ApplyVersion
 	return nil, nil

@@ -177,9 +177,16 @@ func TestRestorerRefuses(t *testing.T) {
 	}
 	x.export(m)
 	for name, state := range map[string]string{
-		"nothing": "", "no object": "7", "another version": `{"Version":2}`, "unknown field": `{"Version":1,"Odd":1}`,
+		"nothing": "", "no object": "7", "another version": `{"Version":0}`, "unknown field": `{"Version":1,"Odd":1}`,
 	} {
 		if _, err := NewRestorer(Options{}, []byte(state)); !errors.Is(err, ErrInconsistent) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, state := range map[string]string{
+		"a later version": `{"Version":2,"Odd":1}`, "a later apply version": `{"Version":1,"ApplyVersion":2,"Odd":1}`,
+	} {
+		if _, err := NewRestorer(Options{}, []byte(state)); !errors.Is(err, ErrNewer) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -206,7 +213,7 @@ func TestRestorerRefuses(t *testing.T) {
 func TestEveryFieldIsExported(t *testing.T) {
 	known := map[reflect.Type][]string{
 		reflect.TypeFor[Machine](): {
-			"space", "compactionBudget", "mu", "failed", "index", "term", "logTime", "clusterID", "revision", "compacted",
+			"space", "compactionBudget", "understands", "mu", "failed", "index", "term", "logTime", "clusterID", "revision", "compacted",
 			"applyVersion", "settings", "sessions", "leases", "requests", "regions", "noSpace", "ids", "retention",
 			"settingsSum", "regionsSum", "commands", "doomed",
 		},

@@ -32,12 +32,17 @@ type Options struct {
 	// CompactionBudget is how much physical work for compaction is done after each entry at most, in the units of
 	// keyspace.Space.CompactSome; zero for 1,024.
 	CompactionBudget int
+	// ApplyVersion is the highest apply version that this machine understands; zero for the constant, which is what this
+	// build does. Another one lets a test run processes of several builds: it decides where apply stops, and nothing else.
+	ApplyVersion uint32
 }
 
 // Machine is the state of one mirror. See the package comment for who may call what.
 type Machine struct {
 	space            *keyspace.Space
 	compactionBudget int
+	// understands is the highest apply version that Apply goes on at.
+	understands uint32
 
 	// mu is held while an entry is applied, and shared by those who read the tables below.
 	mu           sync.RWMutex
@@ -79,8 +84,12 @@ func newMachine(o Options) *Machine {
 	if o.CompactionBudget <= 0 {
 		o.CompactionBudget = 1024
 	}
+	if o.ApplyVersion == 0 {
+		o.ApplyVersion = ApplyVersion
+	}
 	m := &Machine{
 		space:            o.Space,
+		understands:      o.ApplyVersion,
 		compactionBudget: o.CompactionBudget,
 		revision:         1,
 		applyVersion:     1,

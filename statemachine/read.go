@@ -45,6 +45,9 @@ func (m *Machine) AppliesVersion() uint32 {
 	return m.applyVersion
 }
 
+// Understands returns the highest apply version that this machine goes on at; the lowest is 1.
+func (m *Machine) Understands() uint32 { return m.understands }
+
 // SizeBytes returns the logical size that the quota bounds.
 func (m *Machine) SizeBytes() int64 {
 	m.mu.RLock()

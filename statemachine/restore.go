@@ -13,6 +13,10 @@ import (
 // ErrInconsistent is returned by a Restorer for what no machine exported in this version.
 var ErrInconsistent = errors.New("statemachine: inconsistent export")
 
+// ErrNewer is returned by a Restorer for a state that a newer build made and this one cannot go on from. The state is not
+// damaged, and no other copy of it is of more use here.
+var ErrNewer = errors.New("statemachine: the state is of a newer build")
+
 // Restorer builds a Machine from what others exported: Lease for each lease and RequestID for each request id, oldest
 // first; Version for each version of a key in the order that keyspace.Space.Restore asks for, or Blocks once; then Machine.
 // After an error it is of no use. It copies what it is given.
@@ -25,9 +29,16 @@ type Restorer struct {
 }
 
 // NewRestorer begins a machine with the small part of its state (Export.State). Options.Space must be nil. The error
-// matches ErrInconsistent.
+// matches ErrInconsistent or ErrNewer.
 func NewRestorer(o Options, state []byte) (*Restorer, error) {
 	r := &Restorer{}
+	understands := o.ApplyVersion
+	if understands == 0 {
+		understands = ApplyVersion
+	}
+	if err := refuseNewer(state, understands); err != nil {
+		return nil, err
+	}
 	if err := strictUnmarshal(state, &r.state); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInconsistent, err)
 	}
@@ -37,14 +48,15 @@ func NewRestorer(o Options, state []byte) (*Restorer, error) {
 		return nil, errors.New("statemachine: a restored machine makes its own key space")
 	case s.Version != ExportVersion:
 		return nil, fmt.Errorf("%w: version %d, known is %d", ErrInconsistent, s.Version, ExportVersion)
-	case s.ApplyVersion < 1 || s.ApplyVersion > ApplyVersion:
-		return nil, fmt.Errorf("%w: apply version %d, highest known is %d", ErrInconsistent, s.ApplyVersion, ApplyVersion)
+	case s.ApplyVersion < 1:
+		return nil, fmt.Errorf("%w: apply version %d", ErrInconsistent, s.ApplyVersion)
 	case s.Index == 0 || s.Revision < 1 || s.Compacted < 0 || s.Compacted > s.Revision || s.LogTime < 0:
 		return nil, fmt.Errorf("%w: index %d, revision %d, compacted %d", ErrInconsistent, s.Index, s.Revision, s.Compacted)
 	}
 	m := newMachine(Options{
 		Space:            keyspace.New(keyspace.Options{CompactRevision: s.Compacted}),
 		CompactionBudget: o.CompactionBudget,
+		ApplyVersion:     o.ApplyVersion,
 	})
 	m.index, m.term, m.logTime, m.clusterID = s.Index, s.Term, s.LogTime, s.ClusterID
 	m.revision, m.compacted, m.applyVersion, m.settings = s.Revision, s.Compacted, s.ApplyVersion, s.Settings
@@ -187,6 +199,21 @@ func (r *Restorer) attach() error {
 }
 
 // strictUnmarshal refuses fields that this build does not know: it would lose them.
+// refuseNewer looks at the versions before anything else: a newer build may have written what is no mistake there.
+func refuseNewer(state []byte, understands uint32) error {
+	var versions struct{ Version, ApplyVersion uint32 }
+	if err := json.Unmarshal(state, &versions); err != nil {
+		return nil //nolint:nilerr // damaged, which shows where all of it is read
+	}
+	switch {
+	case versions.Version > ExportVersion:
+		return fmt.Errorf("%w: its version is %d, highest known is %d", ErrNewer, versions.Version, ExportVersion)
+	case versions.ApplyVersion > understands:
+		return fmt.Errorf("%w: its apply version is %d, highest known is %d", ErrNewer, versions.ApplyVersion, understands)
+	}
+	return nil
+}
+
 func strictUnmarshal(encoded []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(encoded))
 	d.DisallowUnknownFields()

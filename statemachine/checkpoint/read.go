@@ -51,7 +51,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 func (r *Reader) Header() Header { return r.header }
 
 // Restore reads the rest and returns the machine. observer may be nil. An error is the reader's or the observer's, or
-// matches ErrCorrupt, statemachine.ErrInconsistent or keyspace.ErrMalformed and keyspace.ErrInconsistent.
+// matches ErrCorrupt, statemachine.ErrInconsistent, statemachine.ErrNewer or keyspace.ErrMalformed and keyspace.ErrInconsistent.
 func (r *Reader) Restore(o statemachine.Options, observer Observer) (*statemachine.Machine, Counts, error) {
 	state, err := r.d.single(kindState)
 	if err != nil {

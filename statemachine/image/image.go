@@ -104,7 +104,8 @@ type pendingVersion struct {
 
 // Open opens the image and returns the machine that it holds, nil where there is none: the caller then begins with a new one
 // and the first entry of the log. A file that is damaged, foreign or of an unknown version is set aside, with its reason in
-// the log. An error means that there can be no image at this path.
+// the log. An error means that there can be no image at this path, or that a newer build has gone on with the state, as
+// statemachine.ErrNewer: the file is left for that build, since the log would stop this one anyway.
 func Open(c Config) (*Image, *statemachine.Machine, error) {
 	c = c.withDefaults()
 	if err := removeStaging(c.Path); err != nil {
@@ -112,6 +113,9 @@ func Open(c Config) (*Image, *statemachine.Machine, error) {
 	}
 	im := &Image{config: c, leases: make(map[int64]struct{}), pending: &commit{}}
 	machine, err := im.restore()
+	if errors.Is(err, statemachine.ErrNewer) {
+		return nil, nil, fmt.Errorf("image %s: %w", c.Path, err)
+	}
 	if err != nil {
 		c.Logger.Warn("the image cannot be used: the state is built from the log", "file", c.Path, "reason", err)
 		if err := os.Rename(c.Path, c.Path+".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {

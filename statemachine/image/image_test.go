@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/machinetest"
@@ -194,6 +196,47 @@ func TestForeignAndMissing(t *testing.T) {
 	if _, _, err := Open(testConfig(filepath.Join(path, "below a file"))); err == nil {
 		t.Fatal("opened where there can be no file")
 	}
+}
+
+// TestAnImageOfANewerBuild: a build that does not understand the apply version of an image leaves it to the one that does.
+func TestAnImageOfANewerBuild(t *testing.T) {
+	envelope := func(kind logv1.EntryKind, session, seq uint64, payload proto.Message) *logv1.Envelope {
+		encoded, err := proto.Marshal(payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &logv1.Envelope{Kind: kind, LogTimeNanoseconds: 1, Session: session, Seq: seq, Payload: encoded}
+	}
+	newer := testConfig(filepath.Join(t.TempDir(), "image"))
+	newer.StateMachine.ApplyVersion = statemachine.ApplyVersion + 1
+	im, _, err := Open(newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := statemachine.New(newer.StateMachine)
+	im.Start(m, known)
+	raise := &commandv1.Command{Operation: &commandv1.Command_RaiseApplyVersion{
+		RaiseApplyVersion: &commandv1.RaiseApplyVersion{ApplyVersion: statemachine.ApplyVersion + 1}}}
+	for i, e := range []*logv1.Envelope{
+		envelope(logv1.EntryKind_ENTRY_KIND_GENESIS, 0, 0, &logv1.Genesis{ClusterId: testIdentity.ClusterID}),
+		envelope(logv1.EntryKind_ENTRY_KIND_OPEN_SESSION, 0, 0, &logv1.OpenSession{FrontendId: 7, Incarnation: 1,
+			ApplyVersionMin: 1, ApplyVersionMax: m.Understands()}),
+		envelope(logv1.EntryKind_ENTRY_KIND_BATCH, 2, 1, &commandv1.CommandBatch{Commands: []*commandv1.Command{raise}}),
+	} {
+		im.Applied(machinetest.Apply(t, m, uint64(i+1), e))
+	}
+	im.Close(true)
+	if m.AppliesVersion() != statemachine.ApplyVersion+1 {
+		t.Fatalf("apply version %d", m.AppliesVersion())
+	}
+	if _, _, err := Open(testConfig(newer.Path)); !errors.Is(err, statemachine.ErrNewer) {
+		t.Fatalf("opened by this build: %v", err)
+	}
+	im, again, err := Open(newer)
+	if err != nil || again == nil || machinetest.Dump(t, again) != machinetest.Dump(t, m) {
+		t.Fatalf("opened by the newer build again: %v", err)
+	}
+	im.Close(false)
 }
 
 // TestStalledDisk: Applied waits for a disk that is behind, then gives the image up, and what was committed stays.
