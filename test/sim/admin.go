@@ -31,7 +31,7 @@ func (a *admin) replace(m *member) {
 }
 
 func (a *admin) idle() bool {
-	return len(a.doomed) == 0 && a.fenced == "" && (!a.s.quiet || a.closed() == "")
+	return len(a.doomed) == 0 && a.fenced == "" && (!a.s.quiet || a.closed() == "" && a.upgrade())
 }
 
 // closed is a region that the log has as fenced or drained, empty for none.

@@ -36,6 +36,8 @@ const (
 	idClients    = 4
 	pairWriters  = 2
 	watchClients = 5
+	// moderns use what the next build has; see versions.go.
+	moderns = 2
 )
 
 // client is one of many. Its calls do not overlap.
@@ -56,6 +58,12 @@ func (s *Simulation) startClients() {
 		act   func(*client)
 	}{{kvClients, (*client).kv}, {roamers, (*client).roam}, {retriers, (*client).retry}, {lockers, (*client).lock},
 		{renewers, (*client).renew}, {idClients, (*client).takeIDs}, {pairWriters, (*client).pair}}
+	if s.profile.versions {
+		kinds = append(kinds, struct {
+			count int
+			act   func(*client)
+		}{moderns, (*client).modern})
+	}
 	index := 0
 	for _, kind := range kinds {
 		for range kind.count {
@@ -138,12 +146,17 @@ func (c *client) ask(f *frontend, request func(answer func(answerOf)), done func
 // command proposes a command through a frontend. Some calls end there before their outcome is known, as a stream or a deadline
 // does: they are answered with what can be said then.
 func (c *client) command(f *frontend, command *commandv1.Command, done func(answerOf)) {
+	c.commandOf(f, func() *commandv1.Command { return command }, done)
+}
+
+// commandOf has the frontend say which command it makes of a request, when that has come to it.
+func (c *client) commandOf(f *frontend, command func() *commandv1.Command, done func(answerOf)) {
 	patience := clientTimeout
 	if c.s.one(12) {
 		patience = c.s.between(0, 150*time.Millisecond)
 	}
 	c.ask(f, func(answer func(answerOf)) {
-		call := f.propose(command, c.s.one(2), func(r statemachine.Result, err error) { answer(answered(r, err)) })
+		call := f.propose(command(), c.s.one(2), func(r statemachine.Result, err error) { answer(answered(r, err)) })
 		f.after(patience, func() {
 			if !call.Done {
 				c.s.counts.add("call ended before its outcome")

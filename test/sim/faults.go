@@ -20,6 +20,8 @@ type profile struct {
 	faults          []fault
 	// jumps: clocks that must never step do. Then no promise holds that rests on them: leases and the hold on sessions.
 	jumps bool
+	// versions: frontends are upgraded to a build of the next apply version, and rolled back.
+	versions bool
 }
 
 type fault struct {
@@ -44,7 +46,7 @@ var profiles = []profile{
 	{name: "network", every: 1500 * time.Millisecond, think: 120 * time.Millisecond, checkpointBytes: longLog, faults: []fault{
 		{4, partition}, {4, partitionOneWay}, {3, delaySpike}, {3, loseFrames}, {2, transferLeadership}, {1, killMember}, {4, heal}, {1, compact}}},
 	{name: "disks", every: 1500 * time.Millisecond, think: 150 * time.Millisecond, checkpointBytes: 12 << 10, faults: []fault{
-		{4, crashMember}, {3, slowDisk}, {3, fillDisk}, {3, failDisk}, {2, shortReads}, {3, rotDisk}, {2, crashFrontend}, {1, rotImage}}},
+		{4, crashMember}, {3, slowDisk}, {3, fillDisk}, {3, failDisk}, {2, shortReads}, {3, rotDisk}, {2, crashFrontend}, {1, rotImage}, {2, wrongDigest}}},
 	{name: "checkpoints", every: 1800 * time.Millisecond, think: 120 * time.Millisecond, checkpointBytes: shortLog, faults: []fault{
 		{4, leaveBehind}, {2, leaveFrontendBehind}, {2, crashMember}, {2, killFrontend}, {2, replaceMember}, {2, askCheckpoint}, {1, transferLeadership},
 		{1, fillDisk}, {2, compact}, {1, loseFrames}, {2, heal}}},
@@ -54,6 +56,9 @@ var profiles = []profile{
 		{5, replaceMember}, {2, crashMember}, {2, transferLeadership}, {1, partition}, {2, heal}, {1, pauseMember}, {1, killFrontend}}},
 	{name: "clocks", every: 1500 * time.Millisecond, think: 150 * time.Millisecond, checkpointBytes: longLog, jumps: true, faults: []fault{
 		{5, jumpWall}, {4, jumpMember}, {2, killFrontend}, {2, transferLeadership}, {1, pauseFrontend}, {1, crashMember}}},
+	{name: "versions", every: 1200 * time.Millisecond, think: 150 * time.Millisecond, checkpointBytes: 24 << 10, versions: true, faults: []fault{
+		{8, upgradeFrontend}, {2, rollBackFrontend}, {4, raiseVersion}, {2, killFrontend}, {2, isolateFrontend}, {1, leaveFrontendBehind},
+		{1, crashMember}, {1, partition}, {1, transferLeadership}, {1, askCheckpoint}, {1, wrongDigest}, {1, heal}}},
 }
 
 func profileOf(seed uint64) profile {
@@ -75,7 +80,9 @@ var floors = map[string]int{
 	"snapshot installed": 2, "bootstrap from a checkpoint": 1, "region fenced": 10, "session ended: expired": 5, "session ended: fenced": 5,
 	"session ended: replaced": 30, "rolling restart": 3, "election": 100, "resend": 100, "lease ended": 30, "lease adopted": 30, "lease orphaned": 10,
 	"write under a lock": 50, "write fenced off": 3, "request answered again": 20, "watch compacted": 1, "fragment seen": 5, "slow watcher": 20,
-	"start from an image": 20, "operation unknown": 30, "operation not applied": 30, "frontend isolated": 4, "call ended before its outcome": 1000, "transfer broken": 2, "damaged log refused": 1,
+	"start from an image": 20, "operation unknown": 30, "operation not applied": 30, "frontend isolated": 4, "call ended before its outcome": 1000,
+	"bit rot in the newest segment": 1, "bad memory": 15, "verdict on a wrong digest": 20, "frontend upgraded": 20, "frontend rolled back": 4,
+	"frontend rolled back too late": 1, "frontend left behind": 1, "gate passed": 6, "command of the next version": 50, "transfer broken": 2, "damaged log refused": 1,
 }
 
 // trouble does one thing after another until all is healed.
@@ -320,7 +327,8 @@ func shortReads(s *Simulation) {
 // shortReads tells whether a member's disk reads short, or did a moment ago.
 func (s *Simulation) shortReads(m *member) bool { return m.shortUntil+time.Second > s.now }
 
-// rotDisk flips a bit in a sealed segment of one member, while all others are well enough to do without it.
+// rotDisk flips a bit in a segment of one member, the one that is being written to as well, while all others are well enough
+// to do without it.
 func rotDisk(s *Simulation) {
 	m := s.anyMember()
 	if m == nil || !s.admin.idle() || slices.ContainsFunc(s.members, func(m *member) bool { return m.rotten && !m.retired }) {
@@ -330,10 +338,14 @@ func rotDisk(s *Simulation) {
 	if len(segments) < 2 {
 		return
 	}
-	name := segments[s.random.IntN(len(segments)-1)]
+	which := s.random.IntN(len(segments))
+	name := segments[which]
 	offset, err := m.disk.FlipBit(name)
 	if err != nil || offset < 0 {
 		return
+	}
+	if which == len(segments)-1 {
+		s.counts.add("bit rot in the newest segment")
 	}
 	s.fault("bit rot", "a bit of %s at %s rots, at %d", name, m.name, offset)
 	m.rotten = true

@@ -31,6 +31,8 @@ type frontend struct {
 	*process
 	id   uint64
 	disk *disk.Memory
+	// build is the program that it runs.
+	build *build
 
 	client  *logclient.Stepper
 	mirror  *mirror.Stepper
@@ -57,6 +59,9 @@ type frontend struct {
 	wakes                     int
 	persisting, bootstrapping bool
 	catchingUp                bool
+	// digestDue: the entry applied last is one at which digests are reported; until wrongUntil they are wrong.
+	digestDue  bool
+	wrongUntil time.Duration
 	// firstRead and firstWrite are when this frontend first worked again after all was healed.
 	firstRead, firstWrite time.Duration
 }
@@ -78,7 +83,7 @@ const (
 
 func (s *Simulation) newFrontend(region int) *frontend {
 	p := s.newProcess("f"+string(rune('0'+len(s.frontends))), region)
-	f := &frontend{process: &p, id: s.random.Uint64() | 1, disk: disk.NewMemory(s.random.Uint64())}
+	f := &frontend{process: &p, build: thisBuild, id: s.random.Uint64() | 1, disk: disk.NewMemory(s.random.Uint64())}
 	s.processes = append(s.processes, f.process)
 	s.frontends = append(s.frontends, f)
 	f.start()
@@ -101,7 +106,13 @@ func (f *frontend) start() {
 		return
 	}
 	f.disk.Restart()
-	incarnation, machine := f.load()
+	incarnation, machine, err := f.load()
+	if err != nil {
+		if !f.leftBehind(err) {
+			s.fail("%s: %v", f.name, err)
+		}
+		return
+	}
 	config := mirror.Config{Name: f.name, Region: regionName(f.region), BatchBytesMax: 600, BatchesInFlight: 4, BytesInFlight: 2400,
 		FailFastAfter: 1500 * time.Millisecond, UnknownAfter: 4 * time.Second, StallAfter: 1500 * time.Millisecond,
 		ResendAfterMin: 300 * time.Millisecond, ResendAfterMax: 3 * time.Second, AgeInterval: 700 * time.Millisecond}
@@ -141,8 +152,8 @@ func (f *frontend) start() {
 	f.pump()
 }
 
-// load reads the incarnation and the image. What is damaged of the image is set aside.
-func (f *frontend) load() (incarnation uint64, machine *statemachine.Machine) {
+// load reads the incarnation and the image. What is damaged of the image is set aside; one of a newer build is an error.
+func (f *frontend) load() (incarnation uint64, machine *statemachine.Machine, err error) {
 	s := f.s
 	if err := f.disk.MkdirAll("frontend"); err != nil {
 		s.fail("%s: %v", f.name, err)
@@ -158,17 +169,20 @@ func (f *frontend) load() (incarnation uint64, machine *statemachine.Machine) {
 	if data, err = disk.ReadFile(f.disk, imageFile, 64<<20); err == nil {
 		var r *statecheckpoint.Reader
 		if r, err = statecheckpoint.NewReader(bytes.NewReader(data)); err == nil {
-			if machine, _, err = r.Restore(statemachine.Options{}, nil); err == nil {
+			if machine, _, err = r.Restore(f.build.options(), nil); err == nil {
 				s.counts.add("start from an image")
 				if err := s.truth.digest(f.name, machine); err != nil {
 					s.fail("%s: the state restored at %d: %v", f.name, machine.Index(), err)
 				}
-				return incarnation, machine
+				return incarnation, machine, nil
 			}
+		}
+		if errors.Is(err, statemachine.ErrNewer) {
+			return 0, nil, err
 		}
 		s.counts.add("damaged image set aside")
 	}
-	return incarnation, statemachine.New(statemachine.Options{})
+	return incarnation, statemachine.New(f.build.options()), nil
 }
 
 // saveImage makes the present state durable.
@@ -223,6 +237,7 @@ type observer struct{ f *frontend }
 func (o observer) Applied(a *statemachine.Applied) {
 	o.f.keeper.Applied(a)
 	o.f.hub.Applied(a)
+	o.f.digestDue = a.DigestDue
 }
 
 // pump does what the parts want done, until they want nothing more.
@@ -519,9 +534,19 @@ func (f *frontend) tailed(st *stream, m *member, answer *logv1.TailResponse) {
 }
 
 func (f *frontend) apply(entries []logclient.Entry, published uint64) {
-	if err := f.mirror.Apply(f.boot(), entries, published); err != nil {
-		f.s.fail("%s: %v", f.name, err)
+	err := f.translate(entries)
+	if err == nil {
+		err = f.mirror.Apply(f.boot(), entries, published)
+	}
+	if err != nil {
+		if !f.leftBehind(err) {
+			f.s.fail("%s: %v", f.name, err)
+		}
 		return
+	}
+	if f.digestDue {
+		f.digestDue = false
+		f.report()
 	}
 	if len(entries) > 0 {
 		f.applied = entries[0].Index
@@ -534,6 +559,16 @@ func (f *frontend) apply(entries []logclient.Entry, published uint64) {
 		}
 	}
 	f.pump()
+}
+
+// translate makes of entries what they mean to the frontend's build.
+func (f *frontend) translate(entries []logclient.Entry) (err error) {
+	for i := range entries {
+		if entries[i].Envelope, err = f.build.translated(f.machine, entries[i].Kind, entries[i].Envelope); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trimmed takes a member's word that it no longer has what is wanted. When two have said so, or one again and again, the

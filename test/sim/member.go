@@ -266,6 +266,9 @@ func (m *member) perform(effects *logservice.Effects) {
 			answer(r)
 		}
 	}
+	for _, v := range effects.Verdicts {
+		m.judged(v)
+	}
 	for _, r := range effects.Changes {
 		if r.Refusal != nil {
 			s.counts.add("membership change refused")

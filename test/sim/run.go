@@ -232,7 +232,7 @@ func (s *Simulation) check() (undecided int) {
 		}
 	}
 	accounted := func(key string) bool {
-		return strings.HasPrefix(key, "k") || strings.HasPrefix(key, "n") || key[0] == 'p' || key[0] == 'q'
+		return strings.HasPrefix(key, "k") || strings.HasPrefix(key, "n") || key[0] == 'p' || key[0] == 'q' || key[0] == 'x'
 	}
 	judge("operations against the log", log.Operations(s.load.operations, accounted))
 	judge("serializable reads", log.Reads(s.load.reads))

@@ -26,6 +26,12 @@ type truth struct {
 	changes     []check.Change
 	leases      map[int64]*leaseRecord
 	leaseOrder  []int64
+	// gate is the entry from which on the next apply version is in force, zero for none yet, and pastGate the sessions that
+	// were open then.
+	gate     uint64
+	pastGate map[uint64]bool
+	// wrong are the sessions that reported a wrong digest of an index.
+	wrong map[uint64]map[uint64]bool
 }
 
 // leaseRecord is what is known of one lease.
@@ -35,7 +41,7 @@ type leaseRecord struct {
 }
 
 func newTruth(s *Simulation) truth {
-	return truth{s: s, machine: statemachine.New(statemachine.Options{}), leases: map[int64]*leaseRecord{}}
+	return truth{s: s, machine: statemachine.New(s.newestBuild().options()), wrong: map[uint64]map[uint64]bool{}, leases: map[int64]*leaseRecord{}}
 }
 
 // published takes an entry that a member publishes: all members must publish the same bytes, and the first to publish an
@@ -64,12 +70,18 @@ func (t *truth) published(m *member, index, term uint64, kind uint8, data []byte
 			return
 		}
 	}
+	envelope, err := s.newestBuild().translated(t.machine, entry.Kind, envelope)
+	if err != nil {
+		s.fail("entry %d: %v", index, err)
+		return
+	}
 	applied, err := t.machine.Apply(index, term, entry.Kind, envelope, false)
 	if err != nil {
 		s.fail("entry %d: %v", index, err)
 		return
 	}
 	t.decided(applied)
+	t.passed()
 	if index%digestEvery == 0 {
 		if err := t.digest("the log", t.machine); err != nil {
 			s.fail("%v", err)
@@ -100,6 +112,11 @@ func (t *truth) decided(a *statemachine.Applied) {
 			s.counts.add("lease adopted")
 		case lease.Orphaned:
 			s.counts.add("lease orphaned")
+		}
+	}
+	for i := range a.SessionsOpened {
+		if o := &a.SessionsOpened[i]; o.ApplyVersionMax < t.machine.AppliesVersion() {
+			s.fail("session %d is opened for a build that understands apply version %d, %d is in force", o.ID, o.ApplyVersionMax, t.machine.AppliesVersion())
 		}
 	}
 	for i := range a.SessionsEnded {
