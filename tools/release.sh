@@ -22,6 +22,6 @@ for platform in $platforms; do
 			-o "$into/$binary-${platform%/*}-${platform#*/}" "./cmd/$binary"
 	done
 done
-"$go" run ./tools/sbom "$into"/*-*-* >"$into/sbom.cdx.json"
+"$go" run ./tools/sbom "$version" "$into"/*-*-* >"$into/sbom.cdx.json"
 cd "$into"
 sha256sum -- *-*-* sbom.cdx.json >SHA256SUMS
