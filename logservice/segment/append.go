@@ -25,7 +25,7 @@ func (l *Log) append(g *Group) error {
 	if err != nil {
 		return err
 	}
-	if active := l.active(); l.mustRoll || active.tail.end+length > active.bytes {
+	if active := l.active(); l.mustRoll || active.tail.end+length > contentSize(active.bytes) {
 		if err := l.roll(length); err != nil {
 			return err
 		}
@@ -89,14 +89,13 @@ func (l *Log) frameHeader(g *Group) (frameHeader, error) {
 
 // putFrame builds a group's frame and writes it to the end of a segment, where it has no meaning for this log yet.
 func (l *Log) putFrame(s *segmentFile, g *Group, h *frameHeader, length int64) (digest uint64, err error) {
-	if int64(cap(l.buffer)) < length || cap(l.buffer) > bufferBytesKept && length <= bufferBytesKept {
-		l.buffer = make([]byte, max(length, 64<<10))
+	need := stampedBytes(s.tail.end, length)
+	if int64(cap(l.buffer)) < need || cap(l.buffer) > bufferBytesKept && need <= bufferBytesKept {
+		l.buffer = make([]byte, max(need, 64<<10))
 	}
-	b := l.buffer[:length]
 	h.previousCRC, h.previousLength = s.tail.crc, s.tail.length
-	digest = encodeFrame(b, h, g, s.header.salt, s.tail.end)
-	_, err = s.file.WriteAt(b, s.tail.end)
-	return digest, err
+	digest = encodeFrame(l.buffer[:length], h, g, s.header.salt, s.tail.end)
+	return digest, s.content().write(l.buffer, s.tail.end, length)
 }
 
 // applyFrame takes a written frame into the log's state; the caller holds mu.
@@ -223,8 +222,8 @@ func (l *Log) Trim(index uint64) error {
 	return nil
 }
 
-// dropOldest takes one segment out of the log and removes its file. The removal is durable before the next one, so that
-// a crash never leaves a gap.
+// dropOldest takes one segment out of the log and gives up its file. That is durable before the next one, so that a crash
+// never leaves a gap.
 func (l *Log) dropOldest(oldest *segmentFile) error {
 	next := l.base
 	if oldest.live() {
@@ -243,19 +242,5 @@ func (l *Log) dropOldest(oldest *segmentFile) error {
 		l.runs = l.runs[1:]
 	}
 	l.mu.Unlock()
-	return l.removeFile(oldest)
-}
-
-func (l *Log) removeFile(s *segmentFile) error {
-	if err := s.release(); err != nil {
-		return l.fail(err)
-	}
-	if err := l.fs.Remove(s.path); err != nil {
-		return l.fail(err)
-	}
-	if err := l.fs.SyncDir(l.dir); err != nil {
-		return l.fail(err)
-	}
-	l.options.Logger.Debug("removed segment", "file", s.path)
-	return nil
+	return l.retire(oldest)
 }

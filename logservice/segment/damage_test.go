@@ -20,11 +20,30 @@ func frameAt(records []DumpRecord, file string, offset int64) (DumpRecord, bool)
 }
 
 // TestEveryDamagedByteIsFound changes each byte of a log in turn: opening refuses and names the place, or the byte meant
-// nothing and the log holds what it held. That includes the frame that was acknowledged last.
+// nothing and the log holds what it held. That includes the frame that was acknowledged last. It is so in files of zeros, and
+// in files that were segments before.
 func TestEveryDamagedByteIsFound(t *testing.T) {
+	t.Run("new files", func(t *testing.T) {
+		everyDamagedByte(t, func(fsys disk.FS) *model {
+			m, _, _ := smallLog(t, fsys)
+			return m
+		})
+	})
+	t.Run("recycled files", func(t *testing.T) {
+		everyDamagedByte(t, func(fsys disk.FS) *model {
+			l, m := recycledLog(t, fsys)
+			must(t, l.Trim(m.last()-8)) // two or three segments take long enough
+			m.trimmedTo(l.FirstIndex())
+			closeLog(t, l)
+			return m
+		})
+	})
+}
+
+func everyDamagedByte(t *testing.T, makeLog func(disk.FS) *model) {
 	for _, mask := range []byte{0x01, 0x80, 0xff} {
 		fsys := disk.NewMemory(1)
-		m, _, _ := smallLog(t, fsys)
+		m := makeLog(fsys)
 		var records []DumpRecord
 		must(t, Dump(fsys, testDir, func(r DumpRecord) error {
 			records = append(records, DumpRecord{File: r.File, Offset: r.Offset, Length: r.Length})
@@ -45,7 +64,7 @@ func TestEveryDamagedByteIsFound(t *testing.T) {
 				l, err := Open(fsys, testDir, testOptions())
 				switch {
 				case err == nil:
-					if used {
+					if used && offset%sectorBytes < contentBytes { // what a sector's checksums say goes before its stamp
 						t.Fatalf("%s: byte %d changed by %x was not missed", path, offset, mask)
 					}
 					if err := m.compare(l); err != nil {
@@ -124,32 +143,52 @@ func TestTruncatedFileIsRefused(t *testing.T) {
 }
 
 // TestWriteCutAnywhere leaves of the last write every prefix, then every choice of its sectors, with the write at every
-// place within a sector: all but the whole write must open to the record before it, and go on.
+// place within a sector, in a file of zeros and in one that was a segment before: all but the whole write must open to the
+// record before it, and go on.
 func TestWriteCutAnywhere(t *testing.T) {
-	for filler := 0; filler < sectorBytes; filler += frameAlignment {
+	for filler := 0; filler < contentBytes; filler += frameAlignment {
 		fsys := disk.NewMemory(1)
-		l := open(t, fsys, testOptions())
-		before := &model{}
-		g := Group{HardState: HardState{Term: 1, Vote: 1}, Membership: []byte("members"), Entries: entries(1, 1, 1, filler)}
-		must(t, l.Append(g))
-		before.append(g)
-		must(t, l.Append(Group{HardState: HardState{Term: 2}, Membership: []byte("others"), Entries: entries(2, 2, 2, 300)}))
-		closeLog(t, l)
-		path := segmentPaths(fsys)[0]
-		whole, err := fsys.Bytes(path)
-		must(t, err)
-		cutEverywhere(t, fsys, path, whole, before, filler%64 == 0)
+		cutLastWrite(t, fsys, open(t, fsys, testOptions()), &model{}, filler)
+		if filler%24 == 0 {
+			fsys = disk.NewMemory(1)
+			l, before := recycledLog(t, fsys)
+			beginRecycledSegment(t, l, before)
+			cutLastWrite(t, fsys, l, before, filler)
+		}
 	}
 }
 
-// cutEverywhere takes parts of the last frame away: choices of sectors, and where asked for every prefix.
-func cutEverywhere(t *testing.T, fsys *disk.Memory, path string, whole []byte, before *model, prefixes bool) {
+func cutLastWrite(t *testing.T, fsys *disk.Memory, l *Log, before *model, filler int) {
+	t.Helper()
+	next := before.last() + 1
+	state := HardState{Term: before.hardState.Term + 1, Vote: 1, Commit: before.hardState.Commit}
+	g := Group{HardState: state, Membership: []byte("members"), Entries: entries(next, 1, state.Term, filler)}
+	must(t, l.Append(g))
+	before.append(g)
+	path := l.active().path
+	old, err := fsys.Bytes(path)
+	must(t, err)
+	state.Term++
+	must(t, l.Append(Group{HardState: state, Membership: []byte("others"), Entries: entries(next+1, 2, state.Term, 300)}))
+	if l.active().path != path {
+		t.Fatal("the write to be cut went to another file")
+	}
+	closeLog(t, l)
+	whole, err := fsys.Bytes(path)
+	must(t, err)
+	cutEverywhere(t, fsys, path, old, whole, before, filler%64 == 0)
+}
+
+// cutEverywhere takes parts of the last frame away, so that the file has there what it had before: choices of sectors, and
+// where asked for every prefix.
+func cutEverywhere(t *testing.T, fsys *disk.Memory, path string, old, whole []byte, before *model, prefixes bool) {
 	t.Helper()
 	var frame DumpRecord
 	must(t, Dump(fsys, testDir, func(r DumpRecord) error {
 		frame = DumpRecord{Offset: r.Offset, Length: r.Length}
 		return nil
 	}))
+	paths := segmentPaths(fsys)
 	try := func(what string, content []byte) {
 		t.Helper()
 		must(t, fsys.SetBytes(path, content))
@@ -161,14 +200,13 @@ func cutEverywhere(t *testing.T, fsys *disk.Memory, path string, whole []byte, b
 			t.Fatalf("frame at %d, %s: %v", frame.Offset, what, err)
 		}
 		goOn(t, fsys, l)
-		for _, added := range segmentPaths(fsys)[1:] {
+		for _, added := range segmentPaths(fsys)[len(paths):] {
 			must(t, fsys.Remove(added))
 		}
 	}
 	end := frame.Offset + frame.Length
 	for at := frame.Offset; prefixes && at < end; at++ {
-		content := bytes.Clone(whole)
-		clear(content[at:])
+		content := append(bytes.Clone(whole[:at]), old[at:]...)
 		try(fmt.Sprintf("cut at %d", at), content)
 	}
 	firstSector := frame.Offset / sectorBytes
@@ -177,7 +215,8 @@ func cutEverywhere(t *testing.T, fsys *disk.Memory, path string, whole []byte, b
 		content := bytes.Clone(whole)
 		for i := range sectors {
 			if lost>>i&1 == 1 {
-				clear(content[max(frame.Offset, (firstSector+i)*sectorBytes):min(end, (firstSector+i+1)*sectorBytes)])
+				sector := (firstSector + i) * sectorBytes
+				copy(content[sector:sector+sectorBytes], old[sector:])
 			}
 		}
 		try(fmt.Sprintf("lost sectors %b", lost), content)
@@ -193,10 +232,14 @@ func TestZeroDataIsNotTakenForALostSector(t *testing.T) {
 		must(t, l.Append(Group{Entries: entries(1, 1, 1, 40)}))
 		zeros := Entry{Index: 2, Term: 1, Data: make([]byte, size)}
 		must(t, l.Append(Group{Entries: []Entry{zeros}}))
-		offset, length := l.active().tail.end-int64(l.active().tail.length), int64(l.active().tail.length)
+		end := l.active().tail.end
+		begin := end - int64(l.active().tail.length)
 		path := l.active().path
 		closeLog(t, l)
-		for at := offset; at < offset+length; at++ {
+		for at := fileOffset(begin); at < fileOffset(end); at++ {
+			if at%sectorBytes >= contentBytes {
+				continue
+			}
 			must(t, fsys.Corrupt(path, at, 0x04))
 			if _, err := Open(fsys, testDir, testOptions()); !errors.Is(err, ErrCorrupt) {
 				t.Fatalf("data of %d zeros, byte %d changed: %v", size, at, err)
@@ -222,7 +265,7 @@ func TestDataThatLooksLikeFrames(t *testing.T) {
 		torn, err := fsys.Bytes(path)
 		must(t, err)
 		start := end - length
-		clear(torn[start:][:min(align512(start+1)-start, length)])
+		clear(torn[fileOffset(start):][:min(alignSector(start+1)-start, length)])
 		must(t, fsys.SetBytes(path, torn))
 		l = open(t, fsys, testOptions())
 		must(t, m.compare(l))
@@ -252,7 +295,11 @@ func frameLost(t *testing.T, segmentBytes int64) {
 		content, err := fsys.Bytes(f.File)
 		must(t, err)
 		wiped := bytes.Clone(content)
-		clear(wiped[f.Offset : f.Offset+f.Length])
+		for at := f.Offset; at < f.Offset+f.Length; at++ {
+			if at%sectorBytes < contentBytes { // the first sector is also the frame's before, and has its stamp
+				wiped[at] = 0
+			}
+		}
 		must(t, fsys.SetBytes(f.File, wiped))
 		var damage *CorruptError
 		if _, err := Open(fsys, testDir, testOptions()); !errors.As(err, &damage) || damage.File != f.File ||

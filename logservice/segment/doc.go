@@ -9,6 +9,7 @@
 //     the one group under way at the crash, whole.
 //   - Damage of anything that was acknowledged is found and named, with its file and offset: when the log is opened, and
 //     again at every read, since a checksum covers each frame and every read checks it.
+//   - In the long run each byte is written once: files of trimmed segments become later ones, without being written over.
 //   - A full disk takes nothing away: the space for the next segment is reserved ahead, and when there is none Append
 //     returns ErrNoSpace and may be tried again, while reads go on.
 //   - Any other error of a write or a sync is final: every later change of the log returns it. The process must end, and

@@ -46,7 +46,11 @@ func script() []step {
 		appendStep(Group{HardState: HardState{Term: 3, Commit: 17}, Entries: entries(17, 2, 3, 3000)}), // oversized
 		appendStep(Group{Membership: []byte("four members")}),
 		appendStep(Group{HardState: HardState{Term: 3, Commit: 19}, Entries: entries(19, 1, 3, 600)}),
-		trim(18),
+		trim(18), reserve,
+		appendStep(Group{HardState: HardState{Term: 3, Commit: 20}, Entries: entries(20, 3, 3, 1100)}), reserve,
+		appendStep(Group{HardState: HardState{Term: 3, Commit: 24}, Entries: entries(23, 3, 3, 1100)}),
+		trim(24), reserve,
+		appendStep(Group{HardState: HardState{Term: 3, Commit: 25}, Entries: entries(26, 3, 3, 1100)}),
 		step{"reset", func(l *Log) error { return l.Reset(30, 3, 0x30) },
 			func(m *model) { m.reset(Base{Index: 30, Term: 3, Digest: 0x30}) }},
 		appendStep(Group{HardState: HardState{Term: 4, Commit: 32}, Entries: entries(31, 3, 4, 200)}), reserve)
@@ -85,13 +89,19 @@ func TestCrashAtEveryOperation(t *testing.T) {
 		}
 		return before, after, l.Close()
 	}
-	dry := disk.NewMemory(0)
+	dry, recycled := disk.NewMemory(0), 0
+	dry.SetHook(func(op disk.Operation) error {
+		if op.Kind == disk.OpRename && isRecycledName(filepath.Base(op.Name)) {
+			recycled++
+		}
+		return nil
+	})
 	if _, _, err := run(dry); err != nil {
 		t.Fatal(err)
 	}
 	operations := dry.Operations()
-	if operations < 100 {
-		t.Fatalf("the script makes only %d operations", operations)
+	if operations < 100 || recycled < 4 {
+		t.Fatalf("the script makes only %d operations, and %d of its segments of trimmed ones", operations, recycled)
 	}
 	outcomes := map[bool]int{}
 	for at := uint64(1); at <= operations; at++ {

@@ -25,8 +25,6 @@ const (
 	frameBytesMin = frameHeaderBytes + frameTrailerBytes
 	// frameBytesMax keeps all lengths within 32 bits.
 	frameBytesMax = 1 << 30
-	// sectorBytes is the unit that a disk writes wholly or not at all.
-	sectorBytes = 512
 
 	flagMembership = 1 << 0
 )
@@ -245,11 +243,11 @@ func NextDigest(previous, index, term uint64, data []byte) uint64 {
 	return d.Sum64()
 }
 
-// countZeroSectors counts the file's sectors after the frame's header that hold nothing but zeros of this frame.
+// countZeroSectors counts the sectors after the frame's header that hold nothing but zeros of this frame.
 func countZeroSectors(b []byte, offset int64) (count uint32) {
-	at := align512(offset+frameHeaderBytes) - offset
+	at := alignSector(offset+frameHeaderBytes) - offset
 	for at < int64(len(b)) {
-		end := min(at+sectorBytes, int64(len(b)))
+		end := min(at+contentBytes, int64(len(b)))
 		if allZero(b[at:end]) {
 			count++
 		}
@@ -257,8 +255,6 @@ func countZeroSectors(b []byte, offset int64) (count uint32) {
 	}
 	return count
 }
-
-func align512(n int64) int64 { return (n + sectorBytes - 1) &^ (sectorBytes - 1) }
 
 var zeroSector [sectorBytes]byte
 

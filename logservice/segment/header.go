@@ -15,7 +15,7 @@ import (
 
 const (
 	segmentMagic   = 0x4c4d_5345_474d_4e54 // bytes "TNMGESML"
-	segmentVersion = 1
+	segmentVersion = 2
 	// segmentFixedBytes precede the membership in a segment's header.
 	segmentFixedBytes = 136
 
@@ -27,10 +27,12 @@ const (
 
 	segmentSuffix = ".segment"
 	// spareName is the space reserved for the next segment; temporaryName is a segment that the writer is building. What
-	// either holds means nothing.
+	// either holds means nothing, nor does what a file with recycledSuffix holds, which was a segment.
 	spareName     = "spare"
 	temporaryName = "building"
 	lockName      = "LOCK"
+
+	recycledSuffix = ".recycled"
 )
 
 // base is the point that a log, or a segment, begins after.
@@ -57,7 +59,9 @@ type segmentHeader struct {
 }
 
 // length is what the header takes up in the file; the first frame follows.
-func (h *segmentHeader) length() int64 { return align512(segmentFixedBytes + int64(len(h.membership))) }
+func (h *segmentHeader) length() int64 {
+	return alignSector(segmentFixedBytes + int64(len(h.membership)))
+}
 
 func segmentName(sequence uint64) string { return fmt.Sprintf("%016x%s", sequence, segmentSuffix) }
 
@@ -119,24 +123,24 @@ func segmentHeaderCRC(b []byte) uint32 {
 func readSegmentHeader(file disk.File, path string, size int64) (h segmentHeader, err error) {
 	damaged := func(reason string) error { return &CorruptError{File: path, Reason: reason} }
 	le := binary.LittleEndian
-	if size < segmentFixedBytes {
+	if size < sectorBytes {
 		return h, damaged(fmt.Sprintf("file of %d bytes has no room for a segment header", size))
 	}
-	fixed := make([]byte, segmentFixedBytes)
+	fixed := make([]byte, segmentFixedBytes) // they lie in the first sector
 	if err := readFull(file, path, fixed, 0); err != nil {
 		return h, err
 	}
 	length := int64(le.Uint32(fixed[12:]))
 	membership := int64(le.Uint32(fixed[124:]))
 	if le.Uint64(fixed) != segmentMagic || membership > membershipBytesMax ||
-		length != align512(segmentFixedBytes+membership) || length > size {
+		length != alignSector(segmentFixedBytes+membership) || length > contentSize(size) {
 		return h, damaged("not a segment header")
 	}
 	if version := le.Uint32(fixed[8:]); version != segmentVersion {
 		return h, fmt.Errorf("segment: %s has format version %d, this program reads %d", path, version, segmentVersion)
 	}
-	b := make([]byte, length)
-	if err := readFull(file, path, b, 0); err != nil {
+	b, err := newSectors(file, path, le.Uint64(fixed[16:])).read(nil, 0, length)
+	if err != nil {
 		return h, err
 	}
 	if le.Uint32(b[128:]) != segmentHeaderCRC(b) || le.Uint32(b[132:]) != 0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"slices"
 	"sort"
 )
 
@@ -54,19 +55,20 @@ func footerCRC(b []byte, s *segmentFile) uint32 {
 func readFooter(s *segmentFile) (frames []frameRef, ok bool, err error) {
 	le := binary.LittleEndian
 	size, err := s.file.Size()
+	size = contentSize(size)
 	if err != nil || size-s.tail.end < footerHeaderBytes {
 		return nil, false, err
 	}
-	head := make([]byte, footerHeaderBytes)
-	if err := readFull(s.file, s.path, head, s.tail.end); err != nil {
+	head, err := s.content().read(nil, s.tail.end, footerHeaderBytes)
+	if err != nil {
 		return nil, false, err
 	}
 	length := footerHeaderBytes + int64(le.Uint32(head[4:]))*frameRefBytes
 	if le.Uint32(head) != footerMagic || length > size-s.tail.end {
 		return nil, false, nil
 	}
-	b := make([]byte, length)
-	if err := readFull(s.file, s.path, b, s.tail.end); err != nil {
+	b, err := s.content().read(nil, s.tail.end, length)
+	if err != nil {
 		return nil, false, err
 	}
 	if le.Uint32(b[8:]) != footerCRC(b, s) {
@@ -84,7 +86,9 @@ func readFooter(s *segmentFile) (frames []frameRef, ok bool, err error) {
 // memory.
 func (l *Log) seal(s *segmentFile) error {
 	b := encodeFooter(s)
-	if _, err := s.file.WriteAt(b, s.tail.end); err != nil {
+	length := int64(len(b))
+	b = slices.Grow(b, int(stampedBytes(s.tail.end, length)-length))
+	if err := s.content().write(b, s.tail.end, length); err != nil {
 		if errors.Is(err, ErrNoSpace) {
 			return nil
 		}
@@ -92,7 +96,7 @@ func (l *Log) seal(s *segmentFile) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.bytes = max(s.bytes, s.tail.end+int64(len(b)))
+	s.bytes = max(s.bytes, fileOffset(alignSector(s.tail.end+length)))
 	s.hasFooter = true
 	l.evictIndexes()
 	return nil
@@ -105,7 +109,7 @@ func loadIndex(s *segmentFile) ([]frameRef, error) {
 		return frames, err
 	}
 	frames = nil
-	w := &window{file: s.file, path: s.path, size: s.bytes}
+	w := s.window()
 	_, err = scan(w, &s.header, s.tail.end, func(offset int64, f *frame) error {
 		if f.entryCount == 0 {
 			return nil
@@ -114,7 +118,7 @@ func loadIndex(s *segmentFile) ([]frameRef, error) {
 		return nil
 	})
 	if err == nil && len(frames) == 0 {
-		err = &CorruptError{File: s.path, Offset: s.header.length(), Reason: "segment has lost its entries"}
+		err = &CorruptError{File: s.path, Offset: fileOffset(s.header.length()), Reason: "segment has lost its entries"}
 	}
 	return frames, err
 }

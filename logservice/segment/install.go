@@ -44,7 +44,7 @@ func (l *Log) Install(b Base, groups iter.Seq2[Group, error]) error {
 	l.mu.Unlock()
 	l.mustRoll = false
 	for _, old := range replaced {
-		if err := l.removeFile(old); err != nil {
+		if err := l.retire(old); err != nil {
 			return err
 		}
 	}
@@ -59,7 +59,7 @@ func (l *Log) buildInstall(begin base, groups iter.Seq2[Group, error]) (next *Lo
 	h.base = begin
 	h.hardState.Commit = max(h.hardState.Commit, begin.index)
 	h.encode() // for the salt
-	spare, err := l.makeFile(temporaryName, max(l.options.SegmentBytes, h.length()))
+	spare, err := l.makeFile(temporaryName, max(l.options.SegmentBytes, fileOffset(h.length())))
 	if err != nil {
 		if errors.Is(err, ErrNoSpace) {
 			return nil, err
@@ -97,11 +97,11 @@ func (l *Log) writeInstall(s *segmentFile, groups iter.Seq2[Group, error]) error
 				return err
 			}
 			l.applyFrame(s, &g, &header, length, digest)
-			s.bytes = max(s.bytes, s.tail.end)
+			s.bytes = max(s.bytes, fileOffset(alignSector(s.tail.end)))
 		}
 	}
 	s.header.fileBytes = s.bytes
-	if _, err := s.file.WriteAt(s.header.encode(), 0); err != nil {
+	if err := s.writeHeader(); err != nil {
 		return err
 	}
 	return s.file.Datasync()

@@ -84,7 +84,7 @@ func (o *Options) setDefaults() {
 	if o.SegmentBytes <= 0 {
 		o.SegmentBytes = SegmentBytesDefault
 	}
-	o.SegmentBytes = max(align512(o.SegmentBytes), segmentBytesMin)
+	o.SegmentBytes = max((o.SegmentBytes+sectorBytes-1)/sectorBytes*sectorBytes, segmentBytesMin)
 	if o.MaxReadBytes <= 0 {
 		o.MaxReadBytes = MaxReadBytesDefault
 	}
@@ -139,6 +139,8 @@ type Log struct {
 	hardState  HardState
 	membership []byte
 	spareBytes int64
+	// recycled are files of trimmed segments that will be spares.
+	recycled   []*spareFile
 	reserveErr error
 	// failure is the first error that ended the log's life as a writable one.
 	failure error
@@ -163,6 +165,13 @@ type segmentFile struct {
 	used      atomic.Uint64
 	// references counts the log itself and the readers that hold the file open; the last one closes it.
 	references atomic.Int32
+}
+
+// content is the file without its stamps.
+func (s *segmentFile) content() sectors { return newSectors(s.file, s.path, s.header.sequence) }
+
+func (s *segmentFile) window() *window {
+	return &window{sectors: s.content(), size: contentSize(s.bytes)}
 }
 
 func (s *segmentFile) release() error {
@@ -220,11 +229,14 @@ func (l *Log) LastIndex() uint64 {
 	return l.last.index
 }
 
-// DiskBytes returns the sum of the sizes of the log's files, the reserved one included.
+// DiskBytes returns the sum of the sizes of the log's files, the reserved and recycled ones included.
 func (l *Log) DiskBytes() int64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	total := l.spareBytes
+	for _, f := range l.recycled {
+		total += f.bytes
+	}
 	for _, s := range l.segments {
 		total += s.bytes
 	}
@@ -248,7 +260,7 @@ func (l *Log) Extents() []Extent {
 		extents[i] = Extent{First: s.first, Last: s.last, Bytes: s.bytes}
 	}
 	if n := len(l.segments); n > 0 {
-		extents[n-1].Bytes = l.segments[n-1].tail.end
+		extents[n-1].Bytes = fileOffset(l.segments[n-1].tail.end)
 	}
 	return extents
 }
@@ -348,6 +360,9 @@ func (l *Log) Close() error {
 	var errs []error
 	if l.spare != nil {
 		errs = append(errs, l.spare.file.Close())
+	}
+	for file := l.takeRecycled(); file != nil; file = l.takeRecycled() {
+		errs = append(errs, file.file.Close())
 	}
 	for _, s := range segments {
 		errs = append(errs, s.release())

@@ -48,7 +48,7 @@ func (l *Log) recover() error {
 		return err
 	}
 	for _, s := range replaced {
-		if err := l.removeFile(s); err != nil {
+		if err := l.retire(s); err != nil {
 			return err
 		}
 	}
@@ -58,7 +58,7 @@ func (l *Log) recover() error {
 	active := l.active()
 	if active.tail.torn {
 		l.mustRoll = true
-		l.options.Logger.Warn("cut off a write that was never synced", "file", active.path, "offset", active.tail.end)
+		l.options.Logger.Warn("cut off a write that was never synced", "file", active.path, "offset", fileOffset(active.tail.end))
 	}
 	if err := l.syncTail(active); err != nil {
 		return err
@@ -68,7 +68,15 @@ func (l *Log) recover() error {
 
 // clean removes what an interrupted log left behind, and makes durable the names that were seen.
 func (l *Log) clean() error {
-	for _, name := range []string{spareName, temporaryName} {
+	names, err := l.fs.ReadDir(l.dir)
+	if err != nil {
+		return fmt.Errorf("segment: open log: %w", err)
+	}
+	for _, name := range names {
+		if name != spareName && name != temporaryName && !isRecycledName(name) {
+			continue
+		}
+		// Not kept for the next segment: a header may stand in it already, stamped for that segment.
 		if err := l.fs.Remove(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("segment: open log: %w", err)
 		}
@@ -191,21 +199,23 @@ func (l *Log) loadSegment(i int, s *segmentFile) error {
 			Reason: fmt.Sprintf("segment continues after entry %d and %+v, the log ends at %d with %+v",
 				h.base.index, h.hardState, l.last.index, l.hardState)}
 	}
-	w := &window{file: s.file, path: s.path, size: s.bytes}
+	w := s.window()
 	t, err := scan(w, h, end, func(offset int64, f *frame) error { return l.replay(s, offset, f) })
 	if err != nil {
 		return err
 	}
 	s.tail = t
 	if i+1 < len(l.segments) && t.crc != l.segments[i+1].header.previousCRC {
-		return &CorruptError{File: s.path, Offset: t.end, Reason: "segment does not end as the next one says"}
+		return &CorruptError{File: s.path, Offset: fileOffset(t.end), Reason: "segment does not end as the next one says"}
 	}
 	return nil
 }
 
 // replay takes a frame into the log's state, as Append did when it wrote it.
 func (l *Log) replay(s *segmentFile, offset int64, f *frame) error {
-	damaged := func(reason string) error { return &CorruptError{File: s.path, Offset: offset, Reason: reason} }
+	damaged := func(reason string) error {
+		return &CorruptError{File: s.path, Offset: fileOffset(offset), Reason: reason}
+	}
 	if f.first > l.last.index+1 {
 		return damaged(fmt.Sprintf("entry %d follows entry %d", f.first, l.last.index))
 	}
@@ -234,12 +244,7 @@ func (l *Log) replay(s *segmentFile, offset int64, f *frame) error {
 // take them for written.
 func (l *Log) syncTail(s *segmentFile) error {
 	if length := int64(s.tail.length); length > 0 {
-		b := make([]byte, length)
-		offset := s.tail.end - length
-		if err := readFull(s.file, s.path, b, offset); err != nil {
-			return err
-		}
-		if _, err := s.file.WriteAt(b, offset); err != nil {
+		if err := s.content().rewrite(s.tail.end-length, length); err != nil {
 			return fmt.Errorf("segment: open log: %w", err)
 		}
 	}

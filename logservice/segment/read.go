@@ -156,8 +156,8 @@ func (e *extent) read(entries []Entry, total, maxBytes int) ([]Entry, int, error
 	if total >= maxBytes && len(entries) > 0 {
 		return entries, total, nil
 	}
-	b := make([]byte, e.length)
-	if err := readFull(e.segment.file, e.segment.path, b, e.offset); err != nil {
+	b, err := e.segment.content().read(nil, e.offset, e.length)
+	if err != nil {
 		return nil, 0, err
 	}
 	offset := e.offset
@@ -197,7 +197,7 @@ func (s *segmentFile) checkFrame(b []byte, offset int64, first uint64) (*frame, 
 		reason = fmt.Sprintf("frame begins with entry %d instead of %d", f.first, first)
 	}
 	if reason != "" {
-		return nil, &CorruptError{File: s.path, Offset: offset, Reason: reason}
+		return nil, &CorruptError{File: s.path, Offset: fileOffset(offset), Reason: reason}
 	}
 	return &f, nil
 }
@@ -226,8 +226,8 @@ func (l *Log) Digest(index uint64) (uint64, error) {
 	}
 	defer releaseExtents(extents)
 	e := &extents[0]
-	b := make([]byte, e.length)
-	if err := readFull(e.segment.file, e.segment.path, b, e.offset); err != nil {
+	b, err := e.segment.content().read(nil, e.offset, e.length)
+	if err != nil {
 		return 0, err
 	}
 	f, err := e.segment.checkFrame(b, e.offset, e.frames[0].first)

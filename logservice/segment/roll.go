@@ -10,13 +10,7 @@ import (
 	"github.com/logmirror/logmirror/internal/disk"
 )
 
-// spareFile is space reserved for the next segment: a file of zeros, durable, without meaning under its name.
-type spareFile struct {
-	file  disk.File
-	bytes int64
-}
-
-// Reserve makes the space for the next segment, if it is not there yet. Needed only with ManualReserve; it may run
+// Reserve makes the space for the next segment, if it is not there yet, of a trimmed one where it can. Needed only with ManualReserve; it may run
 // beside everything else. ErrNoSpace changes nothing; after any other error the log takes no more.
 func (l *Log) Reserve() error {
 	l.reserving <- struct{}{}
@@ -24,7 +18,11 @@ func (l *Log) Reserve() error {
 	if l.spare != nil {
 		return nil
 	}
-	spare, err := l.makeFile(spareName, l.options.SegmentBytes)
+	var err error
+	spare := l.takeRecycled()
+	if spare == nil {
+		spare, err = l.makeFile(spareName, l.options.SegmentBytes)
+	}
 	if err != nil && !errors.Is(err, ErrNoSpace) {
 		err = l.fail(err)
 	}
@@ -69,8 +67,24 @@ func (l *Log) wantSpare() {
 	}
 }
 
-// makeFile makes a durable file of zeros. Where there is no room it leaves none.
+// makeFile makes a durable file of zeros, with the space of recycled files if it takes that. Where there is no room it leaves
+// none.
 func (l *Log) makeFile(name string, bytes int64) (*spareFile, error) {
+	file, err := l.makeFileOnce(name, bytes)
+	if !errors.Is(err, ErrNoSpace) {
+		return file, err
+	}
+	dropped, dropErr := l.dropRecycled()
+	switch {
+	case dropErr != nil:
+		return nil, dropErr
+	case dropped:
+		return l.makeFileOnce(name, bytes)
+	}
+	return nil, err
+}
+
+func (l *Log) makeFileOnce(name string, bytes int64) (*spareFile, error) {
 	path := l.path(name)
 	file, err := l.fs.Create(path)
 	if err != nil {
@@ -87,7 +101,7 @@ func (l *Log) makeFile(name string, bytes int64) (*spareFile, error) {
 	if err != nil {
 		return nil, l.discard(path, file, err)
 	}
-	return &spareFile{file: file, bytes: bytes}, nil
+	return &spareFile{name: name, file: file, bytes: bytes}, nil
 }
 
 // discard gives up a file that is not part of the log and returns the error that made it useless.
@@ -103,22 +117,27 @@ func (l *Log) discard(path string, file disk.File, cause error) error {
 }
 
 // takeFile returns a file for a segment that has room for a frame of need bytes behind a header of headerBytes: the
-// spare if that is large enough, else a new one. The caller holds reserving until it has given the file a segment's name
-// or discarded it.
-func (l *Log) takeFile(headerBytes, need int64) (name string, file *spareFile, err error) {
-	bytes := max(l.options.SegmentBytes, align512(headerBytes+need))
+// spare or a recycled one if that is large enough, else a new one. The caller holds reserving until it has given the file a
+// segment's name or discarded it.
+func (l *Log) takeFile(headerBytes, need int64) (file *spareFile, err error) {
+	bytes := max(l.options.SegmentBytes, fileOffset(alignSector(headerBytes+need)))
 	if l.spare != nil && l.spare.bytes >= bytes {
 		file, l.spare = l.spare, nil
 		l.mu.Lock()
 		l.spareBytes = 0
 		l.mu.Unlock()
-		return spareName, file, nil
+		return file, nil
+	}
+	if bytes == l.options.SegmentBytes {
+		if file = l.takeRecycled(); file != nil {
+			return file, nil
+		}
 	}
 	file, err = l.makeFile(temporaryName, bytes)
 	if err != nil && !errors.Is(err, ErrNoSpace) {
 		err = l.fail(err)
 	}
-	return temporaryName, file, err
+	return file, err
 }
 
 // roll begins the next segment, with room for a frame of need bytes, and seals the one before.
@@ -142,12 +161,12 @@ func (l *Log) makeSegment(need int64) (*segmentFile, error) {
 	l.reserving <- struct{}{}
 	defer func() { <-l.reserving }()
 	h := l.nextHeader()
-	name, spare, err := l.takeFile(h.length(), need)
+	spare, err := l.takeFile(h.length(), need)
 	if err != nil {
 		return nil, err
 	}
 	h.fileBytes = spare.bytes
-	return l.beginSegment(name, spare, &h)
+	return l.beginSegment(spare, &h)
 }
 
 // nextHeader returns the header of the segment that continues the log.
@@ -161,12 +180,13 @@ func (l *Log) nextHeader() segmentHeader {
 	return h
 }
 
-// beginSegment makes a file of zeros a segment: its header is durable before it gets its name, and its name before the
-// first frame is written to it.
-func (l *Log) beginSegment(name string, spare *spareFile, h *segmentHeader) (*segmentFile, error) {
-	encoded := h.encode()
-	if _, err := spare.file.WriteAt(encoded, 0); err != nil {
-		err = l.discard(l.path(name), spare.file, err)
+// beginSegment makes a file a segment: its header is durable before it gets its name, and its name before the first frame is
+// written to it.
+func (l *Log) beginSegment(spare *spareFile, h *segmentHeader) (*segmentFile, error) {
+	h.encode() // for the salt
+	s := newSegmentFile(spare, h)
+	if err := s.writeHeader(); err != nil {
+		err = l.discard(l.path(spare.name), spare.file, err)
 		if errors.Is(err, ErrNoSpace) {
 			return nil, err
 		}
@@ -175,8 +195,7 @@ func (l *Log) beginSegment(name string, spare *spareFile, h *segmentHeader) (*se
 	if err := spare.file.Datasync(); err != nil {
 		return nil, l.fail(errors.Join(err, spare.file.Close()))
 	}
-	s := newSegmentFile(spare, h)
-	return s, l.nameSegment(name, s)
+	return s, l.nameSegment(spare.name, s)
 }
 
 // newSegmentFile returns a segment without frames, which has no path yet.
@@ -184,6 +203,13 @@ func newSegmentFile(spare *spareFile, h *segmentHeader) *segmentFile {
 	s := &segmentFile{file: spare.file, header: *h, bytes: spare.bytes, first: 1, tail: tail{end: h.length(), crc: h.salt}}
 	s.references.Store(1)
 	return s
+}
+
+// writeHeader writes the header, without a sync.
+func (s *segmentFile) writeHeader() error {
+	b := s.header.encode()
+	length := int64(len(b))
+	return s.content().write(slices.Grow(b, int(stampedBytes(0, length)-length)), 0, length)
 }
 
 // nameSegment gives a file whose content is durable its name as a segment. From here on it is part of the log.

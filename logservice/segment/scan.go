@@ -2,30 +2,13 @@ package segment
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
-
-	"github.com/logmirror/logmirror/internal/disk"
 )
 
-// readFull reads exactly len(p) bytes. A read that stops short is an error of the disk, never the end of the log: the
-// file's size was asked before.
-func readFull(file disk.File, path string, p []byte, offset int64) error {
-	n, err := file.ReadAt(p, offset)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return fmt.Errorf("segment: read %d bytes of %s at %d: %w", len(p), path, offset, err)
-}
-
-// window reads a file front to back through one buffer.
+// window reads a segment's content front to back through one buffer.
 type window struct {
-	file   disk.File
-	path   string
+	sectors
+	// size is that of the content.
 	size   int64
 	buffer []byte
 	at     int64
@@ -33,21 +16,19 @@ type window struct {
 
 const windowBytes = 1 << 20
 
-// bytes returns length bytes at offset, which must lie within the file; they are valid until the next call.
+// bytes returns length bytes at offset, which must lie within the content; they are valid until the next call.
 func (w *window) bytes(offset, length int64) ([]byte, error) {
 	if offset >= w.at && offset+length <= w.at+int64(len(w.buffer)) {
 		return w.buffer[offset-w.at:][:length], nil
 	}
 	want := min(max(length, windowBytes), w.size-offset)
-	if int64(cap(w.buffer)) < want {
-		w.buffer = make([]byte, want)
-	}
-	w.buffer, w.at = w.buffer[:want], offset
-	if err := readFull(w.file, w.path, w.buffer, offset); err != nil {
+	b, err := w.read(w.buffer, offset, want)
+	if err != nil {
 		w.buffer = w.buffer[:0]
 		return nil, err
 	}
-	return w.buffer[:length], nil
+	w.buffer, w.at = b, offset
+	return b[:length], nil
 }
 
 // tail is what the scan of a segment found out about its end.
@@ -79,13 +60,13 @@ func scan(w *window, h *segmentHeader, end int64, visit func(offset int64, f *fr
 		}
 		if reason != "" {
 			if end >= 0 {
-				return t, &CorruptError{File: w.path, Offset: t.end, Reason: reason}
+				return t, &CorruptError{File: w.path, Offset: fileOffset(t.end), Reason: reason}
 			}
 			t.torn, err = judgeTail(w, h.salt, t.end, &f, reason)
 			return t, err
 		}
 		if f.previousCRC != t.crc || f.previousLength != t.length {
-			return t, &CorruptError{File: w.path, Offset: t.end, Reason: "frame does not follow the one before it"}
+			return t, &CorruptError{File: w.path, Offset: fileOffset(t.end), Reason: "frame does not follow the one before it"}
 		}
 		if err := visit(t.end, &f); err != nil {
 			return t, err
@@ -93,8 +74,8 @@ func scan(w *window, h *segmentHeader, end int64, visit func(offset int64, f *fr
 		t = tail{end: t.end + f.length(), crc: f.crc, length: uint32(f.length()), frames: t.frames + 1}
 	}
 	if end >= 0 && t.end != end {
-		return t, &CorruptError{File: w.path, Offset: t.end,
-			Reason: fmt.Sprintf("frames end here, the next segment says at %d", end)}
+		return t, &CorruptError{File: w.path, Offset: fileOffset(t.end),
+			Reason: fmt.Sprintf("frames end here, the next segment says at %d", fileOffset(end))}
 	}
 	if end < 0 && w.size-t.end >= footerHeaderBytes {
 		b, err := w.bytes(t.end, footerHeaderBytes)
@@ -102,7 +83,7 @@ func scan(w *window, h *segmentHeader, end int64, visit func(offset int64, f *fr
 			return t, err
 		}
 		if binary.LittleEndian.Uint32(b) == footerMagic {
-			return t, &CorruptError{File: w.path, Offset: t.end, Reason: reasonNextMissing}
+			return t, &CorruptError{File: w.path, Offset: fileOffset(t.end), Reason: reasonNextMissing}
 		}
 	}
 	return t, nil
@@ -135,14 +116,14 @@ func readFrameAt(w *window, salt uint32, offset, limit int64) (f frame, reason s
 // where that is good.
 func judgeTail(w *window, salt uint32, offset int64, f *frame, reason string) (torn bool, err error) {
 	damaged := func(why string) error {
-		return &CorruptError{File: w.path, Offset: offset, Reason: reason + "; " + why}
+		return &CorruptError{File: w.path, Offset: fileOffset(offset), Reason: reason + "; " + why}
 	}
 	lastUsed, follower, err := surveyTail(w, salt, offset)
 	switch {
 	case err != nil:
 		return false, err
 	case follower >= 0:
-		return false, damaged(fmt.Sprintf("but a frame that was written after it begins at %d", follower))
+		return false, damaged(fmt.Sprintf("but a frame that was written after it begins at %d", fileOffset(follower)))
 	case lastUsed < offset:
 		return false, nil
 	}
@@ -174,7 +155,7 @@ func judgeHeader(w *window, offset, lastUsed int64, damaged func(string) error) 
 	if lastUsed < offset+frameHeaderBytes {
 		return true, nil
 	}
-	boundary := min(align512(offset+1)-offset, frameHeaderBytes)
+	boundary := min(alignSector(offset+1)-offset, frameHeaderBytes)
 	if allZero(b[:boundary]) || boundary < frameHeaderBytes && allZero(b[boundary:]) {
 		return true, nil
 	}

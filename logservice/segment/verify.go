@@ -58,7 +58,7 @@ func Verify(fsys disk.FS, dir string) (report Report, err error) {
 		if s.tail.end == 0 {
 			break // not read any more because of the damage before it
 		}
-		r := SegmentReport{File: s.path, Sequence: s.header.sequence, Bytes: s.bytes, EndOffset: s.tail.end,
+		r := SegmentReport{File: s.path, Sequence: s.header.sequence, Bytes: s.bytes, EndOffset: fileOffset(s.tail.end),
 			Frames: s.tail.frames, TornTail: s.tail.torn}
 		if s.live() {
 			r.FirstIndex, r.LastIndex = s.first, s.last
@@ -138,13 +138,13 @@ func Dump(fsys disk.FS, dir string, visit func(DumpRecord) error) (err error) {
 
 func dumpSegment(s *segmentFile, end int64, visit func(DumpRecord) error) error {
 	h := &s.header
-	err := visit(DumpRecord{File: s.path, Length: h.length(), Segment: &DumpSegment{Sequence: h.sequence,
+	err := visit(DumpRecord{File: s.path, Length: fileOffset(h.length()), Segment: &DumpSegment{Sequence: h.sequence,
 		Identity: h.identity, HardState: h.hardState, Membership: h.membership, Reset: h.reset,
 		Base: Base{Index: h.base.index, Term: h.base.term, Digest: h.base.digest}}})
 	if err != nil {
 		return err
 	}
-	w := &window{file: s.file, path: s.path, size: s.bytes}
+	w := s.window()
 	_, err = scan(w, h, end, func(offset int64, f *frame) error {
 		d := &DumpFrame{HardState: f.hardState, Membership: f.membership,
 			Previous: Base{Index: f.first - 1, Term: f.previousTerm, Digest: f.previousDigest}}
@@ -152,7 +152,8 @@ func dumpSegment(s *segmentFile, end int64, visit func(DumpRecord) error) error 
 			d.Entries = append(d.Entries, e)
 			return true
 		})
-		return visit(DumpRecord{File: s.path, Offset: offset, Length: f.length(), Frame: d})
+		from := fileOffset(offset)
+		return visit(DumpRecord{File: s.path, Offset: from, Length: fileOffset(offset+f.length()) - from, Frame: d})
 	})
 	return err
 }

@@ -26,7 +26,7 @@ import (
 
 type options struct {
 	source, binaries, against, rows, markdown, json, perf, plot string
-	scale, scaleInto                                            string
+	scale, scaleInto, memberFlags                               string
 	rounds, keys, largeKeys                                     int
 	duration                                                    time.Duration
 	small                                                       bool
@@ -46,6 +46,7 @@ func main() {
 	flag.StringVar(&o.markdown, "markdown", "", "file for the table, beside standard output")
 	flag.StringVar(&o.json, "json", "", "file for every round's figures")
 	flag.StringVar(&o.perf, "perf", "", "directory for a profile by perf of each process of logmirror in the last round of each row")
+	flag.StringVar(&o.memberFlags, "member-flags", "", "flags for the log members of the rows that share their servers, with spaces between")
 	flag.StringVar(&o.plot, "plot", "", "directory for pictures of latency against load, measured with 1 to 1,000 clients after the rows")
 	flag.StringVar(&o.scale, "scale", "", "names of scaling curves to measure instead of rows, with commas between, or all")
 	flag.StringVar(&o.scaleInto, "scale-into", "", "directory for their figures, tables and pictures")
@@ -91,7 +92,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer base.stop()
-	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"), nil)
+	logmirror, err := startSystem("logmirror", o.binaries, filepath.Join(directory, "shared"), nil, strings.Fields(o.memberFlags)...)
 	if err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ func startBase(o options, directory string) (*system, error) {
 	if o.against == "" {
 		return startSystem("etcd", o.binaries, directory, nil)
 	}
-	base, err := startSystem("logmirror", o.against, directory+"-against", nil)
+	base, err := startSystem("logmirror", o.against, directory+"-against", nil, strings.Fields(o.memberFlags)...)
 	if err == nil {
 		base.name = "other build"
 	}
