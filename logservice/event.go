@@ -162,6 +162,8 @@ type Effects struct {
 	Entries []*raftpb.Entry
 	// Slow are batches of streams of this member that took Config.SlowBatchAfter or longer to be published here.
 	Slow []SlowBatch
+	// AppendTraces are the traces of the batches in Append, one of each batch that is part of any.
+	AppendTraces [][]*logv1.TraceContext
 	// Traced are those of Entries that are part of traces, in the order of the log.
 	Traced []TracedEntry
 	// Rejections are for streams of this member.

@@ -117,7 +117,7 @@ func (m *Member) startGroup() {
 		m.effects.Install = g.install
 		return
 	}
-	m.effects.Append = group
+	m.effects.Append, m.effects.AppendTraces = group, m.tracesOf(group)
 }
 
 func entriesBytes(entries []*raftpb.Entry) (n int) {

@@ -72,7 +72,7 @@ func (s *Server) perform(effects *Effects, events []Event) []Event {
 	}
 	events = s.sendFrames(effects.Frames, events)
 	if effects.Append != nil {
-		s.groups <- effects.Append // has room: one group at a time
+		s.groups <- groupWrite{effects.Append, effects.AppendTraces} // has room: one group at a time
 	}
 	s.published.advance(effects)
 	s.trace(effects.Traced)
@@ -119,14 +119,20 @@ func (s *Server) sendFrames(frames []OutgoingFrame, events []Event) []Event {
 	return events
 }
 
+// groupWrite is a group on its way to the disk, with the traces that it is part of.
+type groupWrite struct {
+	group  *Group
+	traces [][]*logv1.TraceContext
+}
+
 // write is the one goroutine that writes to the log.
 func (s *Server) write() {
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
-		case group := <-s.groups:
-			began := time.Now()
+		case write := <-s.groups:
+			group, began := write.group, time.Now()
 			err := s.storage.Append(*group)
 			if err != nil && !errors.Is(err, ErrNoSpace) {
 				// What of it is on the disk can't be known: nothing may be acknowledged any more.
@@ -137,6 +143,7 @@ func (s *Server) write() {
 				s.logger.Error("no space for the log: taking no appends", "error", err)
 			}
 			s.metrics.wrote(group, time.Since(began))
+			s.traceSync(write, began, err)
 			s.written <- err // has room: one group at a time
 		case install := <-s.installs:
 			err := s.install(install)

@@ -51,7 +51,7 @@ type Server struct {
 	// events are for the loop, which alone steps the member; queries are run by it between two steps.
 	events  chan []Event
 	queries chan func(*Member)
-	groups  chan *Group
+	groups  chan groupWrite
 	written chan error
 	// trims holds the newest index that the log may be trimmed to.
 	trims chan uint64
@@ -92,7 +92,7 @@ func Start(config Config) (s *Server, err error) {
 	counted := disk.Count(config.FS)
 	config.FS = counted
 	s = &Server{config: config, disk: counted, logger: config.Logger.With("member", config.Name),
-		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan *Group, 1),
+		events: make(chan []Event, 256), queries: make(chan func(*Member)), groups: make(chan groupWrite, 1),
 		written: make(chan error, 1), trims: make(chan uint64, 1), installs: make(chan *InstallSnapshot, 1), done: make(chan struct{}),
 		uploads: make(semaphore, maxUploads), downloads: make(semaphore, maxDownloads), fetches: make(semaphore, maxFetches)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())

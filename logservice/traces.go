@@ -106,6 +106,35 @@ func (m *Member) tracePublished(index uint64, h envelopeHeader) {
 	}
 }
 
+// maxTracesOfGroup bounds the batches of one group whose sync is traced.
+const maxTracesOfGroup = 64
+
+// tracesOf returns what is known of the batches in a group that is to be written.
+func (m *Member) tracesOf(group *Group) (found [][]*logv1.TraceContext) {
+	if len(m.traces.known) == 0 {
+		return nil
+	}
+	for _, e := range group.Entries {
+		if h, ok := parseEnvelope(e.Data); ok && h.kind == logv1.EntryKind_ENTRY_KIND_BATCH && len(found) < maxTracesOfGroup {
+			if batch, known := m.traces.known[batchID{h.session, h.seq}]; known {
+				found = append(found, batch.contexts)
+			}
+		}
+	}
+	return found
+}
+
+// traceSync makes the spans of a group that was written and synced, or was not.
+func (s *Server) traceSync(write groupWrite, began time.Time, err error) {
+	if s.config.Tracer == nil || err != nil {
+		return
+	}
+	ended := time.Now()
+	for _, contexts := range write.traces {
+		tracing.Record(s.config.Tracer, contexts, "sync", began, ended, attribute.Int("logmirror.entries", len(write.group.Entries)))
+	}
+}
+
 // trace makes the leader's spans.
 func (s *Server) trace(traced []TracedEntry) {
 	if s.config.Tracer == nil {

@@ -128,6 +128,9 @@ func run(ctx context.Context, o options) error {
 	config.Tracer = traces.Tracer()
 	heap.Pace()
 	registry := observe.NewRegistry()
+	if err := traces.Register(registry); err != nil {
+		return err
+	}
 	config.Registerer = registry
 	if config.Listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("--listen %s: %w", o.listen, err)

@@ -19,6 +19,7 @@ import (
 	kvv1 "github.com/logmirror/logmirror/api/proto/logmirror/kv/v1"
 	"github.com/logmirror/logmirror/frontend"
 	"github.com/logmirror/logmirror/internal/observe"
+	"github.com/logmirror/logmirror/internal/observe/tracing/export"
 	"github.com/logmirror/logmirror/logservice"
 	"github.com/logmirror/logmirror/playground"
 )
@@ -65,6 +66,8 @@ var still = map[string]string{
 	"logmirror_mirror_scrub_seconds":                 "the run is shorter than the interval of scrubs",
 	"logmirror_mirror_slow_writes_total":             "nothing is slow",
 	"logmirror_mirror_scrubs_total":                  "the run is shorter than the interval of scrubs",
+	"logmirror_trace_spans_total":                    "nothing is traced",
+	"logmirror_trace_waiting_spans":                  "nothing is traced",
 	"logmirror_watch_compacted_total":                "nothing is compacted",
 	"logmirror_watch_fallbacks_total":                "no reader is slow",
 	"logmirror_watch_lagging_watches":                "no reader is slow",
@@ -83,6 +86,9 @@ func (o *observed) registry(of map[string]*prometheus.Registry, name string) *pr
 	r := observe.NewRegistry()
 	if err := observe.RegisterHealth(r, observe.Health{Ready: func() []observe.Check { return nil }}); err != nil {
 		panic(err) // two metrics of one name: a mistake in the code
+	}
+	if err := (*export.Exporter)(nil).Register(r); err != nil {
+		panic(err)
 	}
 	of[name] = r
 	return r

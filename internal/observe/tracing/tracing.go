@@ -14,6 +14,7 @@
 //	logmirror.kv.v1.KvService/Put   the call, at the frontend; its parent is the client's span
 //	└ propose                       until the frontend has applied it, or given up
 //	  ├ append                      at the log's leader: from the stamp to the publication there
+//	  ├ sync                        at each member that is told in time: the write and sync of the group with its batch
 //	  └ apply                       at every frontend, one in each region
 package tracing
 

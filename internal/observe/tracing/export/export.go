@@ -1,7 +1,7 @@
 // Package export sends the spans of a process to a collector by OTLP over gRPC.
 //
-// Spans wait in a bounded queue and are sent in batches; while no collector answers the newest are dropped, and no request
-// waits for any of this. A request whose caller sends a traceparent is sampled as that says; of the others the ratio is.
+// Spans wait in a bounded queue and are sent in batches; while no collector answers the newest are dropped and counted, and no
+// request waits for any of this. A request whose caller sends a traceparent is sampled as that says; of the others the ratio is.
 package export
 
 import (
@@ -67,7 +67,10 @@ func (f Flags) Validate() error {
 }
 
 // Exporter makes the spans of a process and sends them.
-type Exporter struct{ provider *sdktrace.TracerProvider }
+type Exporter struct {
+	provider *sdktrace.TracerProvider
+	queue    *queue
+}
 
 // Start begins to export for a process of a service ("logsvc", "frontend"). Nil where the flags name no endpoint. It does not
 // wait for the collector.
@@ -90,8 +93,8 @@ func (f Flags) Start(service, name, region string, logger *slog.Logger) (*Export
 		return nil, fmt.Errorf("--trace-endpoint: %w", err)
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("traces are lost", "error", err) }))
-	return &Exporter{sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(exporter, sdktrace.WithMaxQueueSize(queueSpans)),
+	waiting := newQueue(exporter)
+	return &Exporter{queue: waiting, provider: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(waiting),
 		sdktrace.WithSampler(Sampler(f.SampleRatio)), sdktrace.WithResource(Resource(service, name, region)))}, nil
 }
 
