@@ -21,13 +21,16 @@ type snapshots struct {
 	sent map[uint64]*sentSnapshot
 	// staging is the one that is being staged or is ready; installing the one that raft has taken and storage has not yet.
 	staging, installing *staging
-	// restAt is the tick before which no other one is staged, after a failure.
+	// restAt is the tick before which no other one is staged, after a failure. gaveUp is the index of the one that failed
+	// until its sender is told of it, zero for none: that is when another one is welcome, and not before.
 	restAt int
+	gaveUp uint64
 }
 
+// sentSnapshot is one at index, whose receiver needs the entries after its checkpoint too.
 type sentSnapshot struct {
-	index   uint64
-	heardAt int
+	index, checkpoint uint64
+	heardAt           int
 }
 
 // staging is a snapshot on its way into this member.
@@ -90,7 +93,12 @@ func (m *Member) newestHeld() *sealedCheckpoint {
 // snapshotSent notes a snapshot that goes out.
 func (m *Member) snapshotSent(message *raftpb.Message) {
 	index := message.GetSnapshot().GetMetadata().GetIndex()
-	m.snapshots.sent[message.GetTo()] = &sentSnapshot{index: index, heardAt: m.ticks}
+	sent := &sentSnapshot{index: index, checkpoint: index, heardAt: m.ticks}
+	data := &logv1.SnapshotData{}
+	if err := proto.Unmarshal(message.GetSnapshot().GetData(), data); err == nil { // this member made it
+		sent.checkpoint = data.GetCheckpoint().GetIndex()
+	}
+	m.snapshots.sent[message.GetTo()] = sent
 	m.config.Logger.Info("sending a snapshot", "to", m.leaderName(message.GetTo()), "index", index)
 	m.effects.SnapshotsSent++
 }
@@ -121,6 +129,10 @@ func (m *Member) tickSnapshots() {
 		if under := s.underWay(); under != nil {
 			m.tellProgress(under.index, false)
 		}
+	}
+	if s.gaveUp != 0 && m.ticks >= s.restAt {
+		m.tellProgress(s.gaveUp, true)
+		s.gaveUp = 0
 	}
 	m.installStaged()
 	if len(s.sent) == 0 {
@@ -254,8 +266,7 @@ func (m *Member) snapshotStaged(e SnapshotStaged) {
 	}
 	if e.Err != nil {
 		m.config.Logger.Warn("snapshot could not be staged", "index", s.index, "error", e.Err)
-		m.tellProgress(s.index, true)
-		m.snapshots.staging, m.snapshots.restAt = nil, m.ticks+snapshotRestTicks
+		m.snapshots.staging, m.snapshots.gaveUp, m.snapshots.restAt = nil, s.index, m.ticks+snapshotRestTicks
 		return
 	}
 	s.ready, s.stamp, s.noted = true, e.Stamp, e.Entries

@@ -89,9 +89,13 @@ func (m *Member) needed() uint64 {
 		if id == m.config.ID || m.ticks-m.elections.heard[id] >= m.config.ElectionTicks {
 			return
 		}
-		if p.State == tracker.StateSnapshot {
+		sent := m.snapshots.sent[id]
+		switch {
+		case p.State == tracker.StateSnapshot && sent != nil:
+			needed = min(needed, max(p.Match, sent.checkpoint)+1)
+		case p.State == tracker.StateSnapshot:
 			needed = min(needed, max(p.Match, p.PendingSnapshot)+1)
-		} else {
+		default:
 			needed = min(needed, p.Match+1)
 		}
 	})
