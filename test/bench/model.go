@@ -52,7 +52,6 @@ type heldModel struct {
 	key, watcher, stream, connection, lease float64
 	imageKey, checkpointKey                 float64 // bytes on disk
 	checkpointFixed, checkpointMegabyte     float64 // seconds
-	pinLease                                float64 // µs that a checkpoint holds up apply
 	restartKey                              float64 // µs
 }
 
@@ -239,10 +238,11 @@ func (h *heldModel) fit(curves map[string]*scaleCurve) error {
 			return fmt.Errorf("there is no curve %q", curve)
 		}
 		var xs, ys []float64
+		ofImage := y == "image_megabytes" || y == "restart_seconds"
 		for i := range curves[curve].Points {
 			p := &curves[curve].Points[i]
 			v, ok := p.Counted[y]
-			if p.Series != series || !ok {
+			if p.Series != series || !ok || ofImage && imageStands(curves[curve].Points, i) {
 				continue
 			}
 			if x == "" {
@@ -272,7 +272,6 @@ func (h *heldModel) fit(curves map[string]*scaleCurve) error {
 		slope("watchers", "a stream each", "", anonymous, 1e6, nil, &h.stream),
 		slope("watchers", "idle connections", "", anonymous, 1e6, nil, &h.connection),
 		slope("leases", "", "", anonymous, 1e6, nil, &h.lease),
-		slope("leases", "", "", "pin_milliseconds", 1e3, nil, &h.pinLease),
 	} {
 		if err != nil {
 			return err
@@ -281,11 +280,22 @@ func (h *heldModel) fit(curves map[string]*scaleCurve) error {
 	return nil
 }
 
+// imageStands says whether the image had been given up by this point: then it no longer grows, and a restart reads the log
+// from there on, which is another cost than that of the keys.
+func imageStands(points []scalePoint, i int) bool {
+	const image = "image_megabytes"
+	return i > 0 && points[i].Counted[image] > 0 && points[i].Counted[image] == points[i-1].Counted[image]
+}
+
 // constants is the table of docs/capacity.md.
 func (m *model) constants() string {
 	var b strings.Builder
 	b.WriteString("| Constant | Value | Unit | Curve |\n|---|---|---|---|\n")
 	row := func(name string, value float64, unit, curve string) {
+		if value == 0 {
+			fmt.Fprintf(&b, "| %s | 0 | %s | %s |\n", name, unit, curve)
+			return
+		}
 		digits := max(0, 2-int(math.Floor(math.Log10(max(math.Abs(value), 1e-9)))))
 		fmt.Fprintf(&b, "| %s | %.*f | %s | %s |\n", name, min(digits, 6), value, unit, curve)
 	}
@@ -328,7 +338,6 @@ func (m *model) constants() string {
 	row("`stream_memory`", m.held.stream, "bytes of a frontend a stream with one watch", "watchers")
 	row("`connection_memory`", m.held.connection, "bytes of a frontend a connection", "watchers")
 	row("`lease_memory`", m.held.lease, "bytes of a frontend a lease", "leases")
-	row("`lease_pin`", m.held.pinLease, "µs that a checkpoint holds up apply, a lease", "leases")
 	return b.String()
 }
 

@@ -356,6 +356,7 @@ func (run *scaling) measure(ctx context.Context, s *system, load scaleLoad) (sca
 	if err != nil {
 		return p, fmt.Errorf("%d clients: %w\n%s", load.clients, err, s.lastOutput())
 	}
+	fmt.Fprintf(os.Stderr, "%d operations, %.0f a second, p50 %.1f ms, CPU %.1f µs\n", p.Operations, p.OperationsPerSecond, p.P50Milliseconds, p.CPUMicrosPerOp)
 	if p.Failures > 0 {
 		fmt.Fprintf(os.Stderr, "%d operations failed: %s\n", p.Failures, p.FirstFailure)
 	}

@@ -323,7 +323,7 @@ func (run *scaling) leasesCurve(ctx context.Context) (points []scalePoint, err e
 		if err != nil {
 			return nil, err
 		}
-		granted, err := grantAll(ctx, s, leases-len(ids))
+		granted, longest, err := grantAll(ctx, s, leases-len(ids))
 		if err != nil {
 			return nil, err
 		}
@@ -342,6 +342,7 @@ func (run *scaling) leasesCurve(ctx context.Context) (points []scalePoint, err e
 			ids = append(ids, granted...)
 			grants := s.point(before, after, float64(len(granted)), 1)
 			p.Counted["grant_cpu_microseconds"] = grants.CPUMicrosPerOp
+			p.Counted["slowest_grant_seconds"] = longest.Seconds()
 			p.Counted["grants_per_second"] = grants.OperationsPerSecond
 			renewals, err := run.measure(ctx, s, scaleLoad{driven: 1, connections: 20, clients: 200, worker: renewKnownWorker(ids)})
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,17 +92,17 @@ func keyedPutWorker(name func(i int) string) func(context.Context, workerOptions
 	}
 }
 
-// grantAll grants leases from many clients at once and returns their ids.
-func grantAll(ctx context.Context, s *system, leases int) (ids []int64, err error) {
-	const connections, callers = 32, 512
+// grantAll grants leases from many clients at once and returns their ids, and the longest that one of them took.
+func grantAll(ctx context.Context, s *system, leases int) (ids []int64, longest time.Duration, err error) {
+	const connections, callers, patience = 32, 512, time.Minute
 	clients, closeAll, err := connect(s.only(0), connections)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer closeAll()
 	ids = make([]int64, leases)
 	var next atomic.Int64
-	failed := make([]error, callers)
+	failed, slowest := make([]error, callers), make([]time.Duration, callers)
 	var granting sync.WaitGroup
 	for n := range callers {
 		granting.Go(func() {
@@ -110,9 +111,11 @@ func grantAll(ctx context.Context, s *system, leases int) (ids []int64, err erro
 				if i >= leases {
 					return
 				}
-				bounded, cancel := context.WithTimeout(ctx, operationTimeout)
+				bounded, cancel := context.WithTimeout(ctx, patience)
+				asked := time.Now()
 				granted, err := clients[n%len(clients)].Grant(bounded, leaseSeconds)
 				cancel()
+				slowest[n] = max(slowest[n], time.Since(asked))
 				if failed[n] = err; err == nil {
 					ids[i] = int64(granted.ID)
 				}
@@ -120,7 +123,7 @@ func grantAll(ctx context.Context, s *system, leases int) (ids []int64, err erro
 		})
 	}
 	granting.Wait()
-	return ids, errors.Join(append(failed, ctx.Err())...)
+	return ids, slices.Max(slowest), errors.Join(append(failed, ctx.Err())...)
 }
 
 // renewKnownWorker renews leases of a list, at random, over a stream of its own.

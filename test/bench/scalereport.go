@@ -130,7 +130,7 @@ var scaleColumns = map[string][]column{
 	"keys": slices.Concat(holdColumns, rateColumns, cpuColumns[:1], cpuColumns[3:4], collectionColumns, []column{
 		counted("serializable get CPU µs", "serializable_get_cpu_microseconds", 1), counted("loaded/s", "loaded_per_second", 0)}, checkpointColumns),
 	"leases": slices.Concat(holdColumns, rateColumns[1:], cpuColumns[:1], collectionColumns, []column{
-		counted("grant CPU µs", "grant_cpu_microseconds", 1), counted("grants/s", "grants_per_second", 0),
+		counted("grant CPU µs", "grant_cpu_microseconds", 1), counted("grants/s", "grants_per_second", 0), counted("slowest grant s", "slowest_grant_seconds", 1),
 		counted("renewal CPU µs", "renewal_cpu_microseconds", 1), counted("entries a renewal", "renewal_entries", 4)}, checkpointColumns),
 }
 

@@ -1,14 +1,18 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/logservice"
+	"github.com/logmirror/logmirror/mirror"
 )
 
 // What the round trips allow, us leading: us-eu 80 ms, us-ap 150 ms, eu-ap 100 ms.
@@ -51,6 +55,42 @@ func TestLatencies(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMirrorsCostWritesNothing has ten mirrors more in ap, which are the farthest from the leader: what does not vote makes
+// nobody's writes and reads slower.
+func TestMirrorsCostWritesNothing(t *testing.T) {
+	bubble(t, logservice.PublicationQuorum, func(t *testing.T, c *virtual) {
+		var further []*mirror.Mirror
+		for i := range 10 {
+			name := fmt.Sprintf("further-%d", i)
+			config := mirror.Config{Name: name, Region: name, DataDir: filepath.Join(t.TempDir(), name),
+				Log: logclient.Config{Dial: c.Network().Region("ap").Dial}, Clock: newClock(1).now}
+			for _, member := range c.Info().Log {
+				config.Log.Members = append(config.Log.Members, member.Address)
+			}
+			m, err := mirror.Start(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Stop()
+			<-m.Ready()
+			further = append(further, m)
+		}
+		for _, want := range latencies {
+			if want.publication == logservice.PublicationQuorum {
+				measureRegion(t, c.regions[want.region], want.put, want.linearizable)
+			}
+		}
+		published := c.published()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for _, m := range further {
+			if err := m.WaitApplied(ctx, published); err != nil {
+				t.Errorf("a mirror has not had all of the log: %v", err)
+			}
+		}
+	})
 }
 
 func measureRegion(t *testing.T, r *region, put, read time.Duration) {
