@@ -17,7 +17,7 @@ RACE_PACKAGES = $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES) -e /test/clu
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z%-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## Start a cluster of three regions on this machine (RUN_FLAGS adds flags of kvctl playground)
@@ -202,7 +202,7 @@ demo-tour: ## Walk through the running demo: write, watch, cut a region off, kil
 	$(GO) run ./test/tour
 
 .PHONY: demo-down
-demo-down: ## Stop the demo and remove its data and certificates
+demo-down: ## Stop the demo and remove its data, certificates and image
 	deploy/compose/demo down
 
 .PHONY: test-demo
