@@ -115,7 +115,7 @@ func newRoot(in io.Reader, out, errors io.Writer) *cobra.Command {
 	flags.StringSliceVar(&o.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "frontends, as `host:port,...`")
 	flags.StringVar(&o.region, "region", "", "talk to the frontends of this `region`, found through the endpoints")
 	flags.StringSliceVar(&o.resolve, "resolve", nil, "dial the second address where a process advertises the first, as through tunnels: "+
-		"`HOST:PORT=HOST:PORT,…`; certificates are still checked for the first")
+		"`HOST:PORT=HOST:PORT,...`; certificates are still checked for the first")
 	flags.StringVar(&o.consistency, "consistency", "linearizable", "of reads: linearizable or serializable")
 	flags.StringVarP(&o.output, "output", "o", "text", "text for people or json for programs")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Second, "longest wait for one answer")
@@ -314,6 +314,18 @@ func explain(err error) string {
 			return s.Message() // it says itself what it means
 		}
 		message := innermost(err).Message()
+		// gRPC tells why there is no connection in words only.
+		for _, words := range []string{"tls: ", "authentication handshake failed", "reading server preface: EOF"} {
+			if strings.Contains(message, words) {
+				return message + "\nClient and server do not agree about TLS: see --cacert, --cert and --key, or LOGMIRROR_CACERT and so on; a cluster without TLS wants none."
+			}
+		}
+		// So ends, with TLS 1.3, also a connection whose server refused the certificate when the client had begun to send.
+		for _, words := range []string{"broken pipe", "connection reset"} {
+			if strings.Contains(message, words) {
+				return message + "\nThe other side ended the connection: is it up, and does it accept what --cert and --key name?"
+			}
+		}
 		if strings.Contains(message, "connection error") || strings.Contains(message, "name resolver error") {
 			return message + "\nIs a cluster running (make run), and do --endpoints name its frontends?"
 		}
