@@ -106,6 +106,9 @@ func TestSummaryShowsMedianAndWorst(t *testing.T) {
 	if writes.Median != 20 || writes.Worst != 25 || writes.Runs != 3 {
 		t.Errorf("%+v", writes)
 	}
+	if well := summarize([]*result{run(1.9, 2), run(2, 3)}).Numbers[0]; well.Worst != 2 || *well.AtMost != 3 {
+		t.Errorf("where none missed its goal the longest is the worst: %+v", well)
+	}
 	var out strings.Builder
 	if err := s.show(&out, "text"); err != nil {
 		t.Fatal(err)

@@ -57,12 +57,13 @@ func summarize(runs []*result) (s summary) {
 	return s
 }
 
-// worse tells whether a is further beyond its goal than b, or less within it; without goals, whether it is larger.
+// worse tells whether a missed its goal and b did not; where they are alike in that, whether a is larger. Goals differ from run
+// to run by what is usual in each, so the largest value need not be the one that missed.
 func worse(a, b number) bool {
-	if a.AtMost == nil || b.AtMost == nil {
-		return a.Value > b.Value
+	if a.missed() != b.missed() {
+		return a.missed()
 	}
-	return a.Value-*a.AtMost > b.Value-*b.AtMost
+	return a.Value > b.Value
 }
 
 func median(values []float64) float64 {
