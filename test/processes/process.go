@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -142,15 +144,22 @@ func (p *Process) Flag(name string) (value string, ok bool) {
 	return "", false
 }
 
+// Ports that FreePorts chooses from: below those that systems give to outgoing connections (Linux from 32768 on, others from 49152
+// on), one of which could take a chosen port before its process listens, or while it is down.
+const portFirst, portLast = 10000, 32767
+
 // FreePorts returns addresses on loopback that nobody listened on a moment ago, all different.
 func FreePorts(count int) (addresses []string, err error) {
-	for range count {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+	for attempts := 1000; len(addresses) < count; attempts-- {
+		port := portFirst + rand.IntN(portLast-portFirst+1)
+		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		switch {
+		case err == nil:
+			defer listener.Close() // only after all are chosen, so that all differ
+			addresses = append(addresses, listener.Addr().String())
+		case attempts <= 0:
+			return nil, fmt.Errorf("find %d free ports: %w", count, err)
 		}
-		defer listener.Close() // only after all are chosen, so that all differ
-		addresses = append(addresses, listener.Addr().String())
 	}
 	return addresses, nil
 }

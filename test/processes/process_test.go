@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 )
@@ -42,5 +43,16 @@ func TestWaitIsBounded(t *testing.T) {
 	}
 	if p.Running() {
 		t.Error("it is said to run")
+	}
+}
+
+func TestFreePortsDiffer(t *testing.T) {
+	addresses, err := FreePorts(100)
+	if err != nil || len(addresses) != 100 {
+		t.Fatal(addresses, err)
+	}
+	slices.Sort(addresses)
+	if len(slices.Compact(addresses)) != 100 {
+		t.Error("a port was given twice")
 	}
 }
