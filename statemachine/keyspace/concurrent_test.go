@@ -52,6 +52,14 @@ func TestReadersBesideWriter(t *testing.T) {
 						done.Store(true)
 					}
 				}
+				later := s.Acquire()
+				for _, err := range []error{compareChain(sn, nil), compareChain(later, sn)} {
+					if err != nil {
+						t.Error(err)
+						done.Store(true)
+					}
+				}
+				later.Release()
 				sn.Release()
 				if _, err := verifier.Verify(8 << 10); err != nil {
 					t.Error(err)
@@ -178,5 +186,36 @@ func compareHistory(sn *Snapshot, all *records) error {
 	if want := all[sn.Revision()].Load().changes - all[from-1].Load().changes; wrong == nil && changes != want {
 		return fmt.Errorf("history from %d to %d has %d changes, want %d", from, sn.Revision(), changes, want)
 	}
+	return wrong
+}
+
+// compareChain follows what versions superseded, which must be the newest version before of the same key.
+func compareChain(sn, older *Snapshot) error {
+	newest, wrong := map[string]Place{}, error(nil)
+	base, at := sn, sn.CompactRevision()
+	if older != nil {
+		base, at = older, older.Revision()
+	}
+	if err := base.Range(nil, nil, max(at, 1), func(v Version) bool {
+		if older != nil || v.ModRevision < at {
+			newest[string(v.Key)] = Place{v.ModRevision, v.Sub}
+		}
+		return true
+	}); err != nil && base.Revision() > 0 {
+		return err
+	}
+	sn.HistorySince(older, func(v Version, superseded Place) bool {
+		want := newest[string(v.Key)]
+		if older == nil && v.ModRevision == at && want.Main < at {
+			want = Place{}
+		}
+		if superseded != want || !v.Intact() {
+			wrong = fmt.Errorf("%q at %d/%d superseded %v, want %v", v.Key, v.ModRevision, v.Sub, superseded, want)
+		}
+		if newest[string(v.Key)] = (Place{v.ModRevision, v.Sub}); v.Tombstone {
+			newest[string(v.Key)] = Place{}
+		}
+		return wrong == nil
+	})
 	return wrong
 }

@@ -204,6 +204,40 @@ func (x *machine) read(t *rapid.T) {
 	}
 	x.readAt(t, h, rapid.Int64Range(max(h.compacted-1, 0), h.revision+1).Draw(t, "revision"))
 	x.readHistory(t, h)
+	x.readSince(t, h)
+}
+
+// readSince reads what was written after an older snapshot, or all history, with what each version superseded.
+func (x *machine) readSince(t *rapid.T, h heldSnapshot) {
+	older, from, compacted := (*Snapshot)(nil), 0, h.compacted
+	if i := rapid.IntRange(-1, len(x.held)-1).Draw(t, "older snapshot"); i >= 0 && x.held[i].count <= h.count {
+		older, from, compacted = x.held[i].sn, x.held[i].count, x.held[i].compacted
+	} else {
+		for from < h.count && x.m[from].main < compacted {
+			from++
+		}
+	}
+	var got []Version
+	var superseded []Place
+	h.sn.HistorySince(older, func(v Version, s Place) bool {
+		got, superseded = append(got, v), append(superseded, s)
+		return true
+	})
+	mustEqualAll(t, "history since", got, x.m[from:h.count])
+	for i, v := range x.m[from:h.count] {
+		want := Place{}
+		for _, before := range x.m[:from+i] {
+			if before.key == v.key {
+				want = Place{before.main, before.sub}
+				if before.tombstone || v.main == compacted && before.main < compacted {
+					want = Place{}
+				}
+			}
+		}
+		if superseded[i] != want {
+			t.Fatalf("%v superseded %v, want %v", v, superseded[i], want)
+		}
+	}
 }
 
 func (x *machine) readAt(t *rapid.T, h heldSnapshot, revision int64) {

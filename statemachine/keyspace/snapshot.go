@@ -219,6 +219,56 @@ func (sn *Snapshot) History(fromMain, toMain int64, visit func(Version) bool) er
 	return nil
 }
 
+// Place is where a version stands in the order of all versions. The zero Place stands for none.
+type Place struct{ Main, Sub int64 }
+
+// HistorySince visits every version that was written after older was taken and that the snapshot holds, tombstones among
+// them, in the order of (main, sub): all of them, also those that were compacted meanwhile. older must not be released
+// before it returns, and may be nil: then the versions from the snapshot's compact revision on are visited, as by History.
+//
+// superseded is the live version that the visited one replaced or ended, if that can be read through older, or is visited
+// too; else, and where there is none, it is zero.
+func (sn *Snapshot) HistorySince(older *Snapshot, visit func(v Version, superseded Place) bool) {
+	s := sn.alive()
+	v := s.history.view.Load()
+	var from uint64
+	compacted := sn.state.compactRevision
+	if older == nil {
+		from = v.after(compacted-1, sn.state.historyCount)
+	} else {
+		if older.alive() != s {
+			panic("keyspace: snapshots of two spaces")
+		}
+		from, compacted = older.state.historyCount, older.state.compactRevision
+	}
+	for n := from; n < sn.state.historyCount; n++ {
+		c := v.at(n)
+		sl := s.slots.at(c.slot)
+		if !visit(s.slabs.record(recordRef(sl.ref.Load())).version(), s.superseded(sl, c.main, compacted)) {
+			break
+		}
+	}
+}
+
+// superseded returns the place of the live version before that of a slot, which was written at main. What a reader that
+// holds a snapshot of the given compact revision cannot read is none: only a version at that revision can have superseded
+// it.
+func (s *Space) superseded(sl *slot, main, compactRevision int64) Place {
+	number := sl.prev.Load()
+	if number == 0 {
+		return Place{}
+	}
+	before := s.slots.at(number)
+	place, ref := Place{Main: before.main.Load()}, recordRef(before.ref.Load())
+	// The removal of what is compacted takes the link away before it gives the slot to another version. It is under way at
+	// most at the compact revision itself: above it, the reader keeps links and slots.
+	if sl.prev.Load() != number || main == compactRevision && place.Main < compactRevision || ref.tombstone() {
+		return Place{}
+	}
+	place.Sub = s.slabs.record(ref).sub()
+	return place
+}
+
 func (sn *Snapshot) alive() *Space {
 	if sn.space == nil {
 		panic("keyspace: snapshot used after its release")
