@@ -213,12 +213,20 @@ func (w *checkpointWriter) Write(p []byte) (int, error) {
 
 // requireRoom checks that a number of bytes and the reserve are free where the path is.
 func requireRoom(path string, bytes uint64) error {
+	return requireRoomBeside(path, bytes, func(uint64) uint64 { return diskReserveBytes })
+}
+
+// requireRoomBeside checks that a number of bytes are free where the path is, beside a reserve, which is told how many bytes
+// the file system has.
+func requireRoomBeside(path string, bytes uint64, reserve func(total uint64) uint64) error {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(path, &stat); err != nil {
 		return fmt.Errorf("statfs %s: %w", path, err)
 	}
-	if free := stat.Bavail * uint64(stat.Bsize); free < bytes+diskReserveBytes {
-		return fmt.Errorf("%w: %d bytes free, %d wanted", errNoRoom, free, bytes+diskReserveBytes)
+	block := uint64(stat.Bsize)
+	wanted := bytes + reserve(stat.Blocks*block)
+	if free := stat.Bavail * block; free < wanted {
+		return fmt.Errorf("%w: %d bytes free, %d wanted", errNoRoom, free, wanted)
 	}
 	return nil
 }

@@ -24,7 +24,16 @@ func (c *Config) imageConfig(directory *dataDirectory) image.Config {
 	if config.Logger == nil {
 		config.Logger = c.Logger
 	}
+	if config.Room == nil {
+		config.Room = requireRoomForImage
+	}
 	return config
+}
+
+// requireRoomForImage checks that there is room for so much of an image that is made beside the present one. It leaves an
+// eighth of a small file system, where the reserve beside checkpoints would be most of it.
+func requireRoomForImage(path string, bytes uint64) error {
+	return requireRoomBeside(filepath.Dir(path), bytes, func(total uint64) uint64 { return min(total/8, diskReserveBytes) })
 }
 
 // openImage makes the state machine: the one that the image holds or, where there is none that can be used, a new one.

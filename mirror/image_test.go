@@ -3,10 +3,15 @@ package mirror
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/logmirror/logmirror/statemachine"
 )
@@ -97,4 +102,91 @@ func TestRestartFromTheImage(t *testing.T) {
 		}
 		restart("after the rebuild", (*Mirror).Stop, 12)
 	})
+}
+
+// TestImageComesBack: a disk that takes no more makes the mirror go on without its image. With room again the image comes back
+// by itself, and a restart reads next to nothing of the log.
+func TestImageComesBack(t *testing.T) {
+	signal.Ignore(syscall.SIGXFSZ)
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	limit := func(bytes uint64) {
+		t.Helper()
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer limit(before.Cur)
+	bubble(t, func(t *testing.T, c *testCluster) {
+		count, registry := &counter{}, prometheus.NewRegistry()
+		c.config = func(config *Config) {
+			observers := config.NewObservers
+			config.NewObservers = func(machine *statemachine.Machine, m *Mirror) []Observer {
+				return append(observers(machine, m), count)
+			}
+			config.Registerer = registry
+		}
+		m := c.start("eu")
+		c.put("eu", "key", "before")
+		limit(16 << 10)
+		defer limit(before.Cur)
+		puts := 0
+		c.await(time.Minute, "the image is abandoned", func() bool {
+			puts++
+			c.put("eu", fmt.Sprintf("key-%d", puts%50), strings.Repeat("x", 1000))
+			return m.image.Abandoned()
+		})
+		for range 300 {
+			puts++
+			c.put("eu", fmt.Sprintf("key-%d", puts%50), fmt.Sprint(puts))
+		}
+		if got := gathered(t, registry, "logmirror_mirror_image_abandoned", ""); got != 1 {
+			t.Errorf("logmirror_mirror_image_abandoned is %v", got)
+		}
+		c.await(time.Minute, "an attempt has failed", func() bool {
+			return gathered(t, registry, "logmirror_mirror_image_rebuilds_total", "failed") > 0
+		})
+		limit(before.Cur)
+		c.await(time.Hour, "the image is back", func() bool { return !m.image.Abandoned() })
+		if got := gathered(t, registry, "logmirror_mirror_image_rebuilds_total", "done"); got != 1 {
+			t.Errorf("%v images were made", got)
+		}
+		index := m.AppliedIndex()
+		m.Kill()
+		count, registry = &counter{}, prometheus.NewRegistry()
+		m = c.start("eu")
+		c.await(time.Minute, "what was applied", func() bool { return m.AppliedIndex() >= index })
+		if n := count.entries.Load(); n > 20 || n >= int64(puts) {
+			t.Errorf("%d entries were applied again", n)
+		}
+		if got := get(m, fmt.Sprintf("key-%d", puts%50)); got != fmt.Sprint(puts) {
+			t.Errorf("the last put gives %q", got)
+		}
+		registry = prometheus.NewRegistry()
+		us := c.start("us") // from the whole log
+		c.await(time.Minute, "both at one index", func() bool { return us.AppliedIndex() == m.AppliedIndex() })
+		if a, b := digest(t, us.Machine()), digest(t, m.Machine()); a != b {
+			t.Errorf("the states differ:\n%s\n%s", a, b)
+		}
+	})
+}
+
+// gathered is the value of a metric, of the series with the given outcome where there are several.
+func gathered(t *testing.T, registry *prometheus.Registry, name, outcome string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, series := range family.GetMetric() {
+			if family.GetName() == name && (outcome == "" || series.GetLabel()[0].GetValue() == outcome) {
+				return series.GetGauge().GetValue() + series.GetCounter().GetValue()
+			}
+		}
+	}
+	t.Fatalf("there is no %s of outcome %q", name, outcome)
+	return 0
 }

@@ -166,11 +166,14 @@ func (*metrics) observe(m *Mirror, registerer prometheus.Registerer) error {
 		{"logmirror_mirror_applied_index", "Index of the last applied entry.", func() float64 { return float64(m.AppliedIndex()) }},
 		{"logmirror_mirror_published_index", "Highest published index that a log member told.", func() float64 { return float64(m.published.Load()) }},
 		{"logmirror_mirror_image_index", "Index that the image on disk is the state after.", func() float64 { return float64(m.image.CommittedIndex()) }},
-		{"logmirror_mirror_image_abandoned", "1 if the image is no longer written until the next start.", func() float64 {
+		{"logmirror_mirror_image_abandoned", "1 while the image is not written, until a new one has taken its place.", func() float64 {
 			if m.image.Abandoned() {
 				return 1
 			}
 			return 0
+		}},
+		{"logmirror_mirror_image_rebuild_bytes", "Bytes written of the image that is made in place of an abandoned one; 0 while none is.", func() float64 {
+			return float64(m.image.Rebuilds().Bytes)
 		}},
 		{"logmirror_mirror_checkpoint_building_bytes", "Bytes written of the checkpoint that is being made; 0 while none is.", func() float64 {
 			return float64(m.CheckpointBuild().Bytes)
@@ -209,6 +212,16 @@ func (*metrics) observe(m *Mirror, registerer prometheus.Registerer) error {
 	}
 	for _, g := range gauges {
 		if err := registerer.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, g.value)); err != nil {
+			return err
+		}
+	}
+	for outcome, count := range map[string]func() uint64{
+		"done": func() uint64 { return m.image.Rebuilds().Done }, "failed": func() uint64 { return m.image.Rebuilds().Failed },
+	} {
+		if err := registerer.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "logmirror_mirror_image_rebuilds_total", Help: "Images made in place of an abandoned one, by outcome.",
+			ConstLabels: prometheus.Labels{"outcome": outcome},
+		}, func() float64 { return float64(count()) })); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/machinetest"
@@ -53,4 +54,32 @@ func BenchmarkRestart(b *testing.B) {
 			applyAll(statemachine.New(statemachine.Options{}), nil)
 		}
 	})
+}
+
+// BenchmarkRebuild makes a new image of 200,000 keys of 256 bytes, each put four times and then compacted, as fast as it goes.
+func BenchmarkRebuild(b *testing.B) {
+	const keys, times = 200_000, 4
+	config := testConfig(filepath.Join(b.TempDir(), "image"))
+	config.NoSync, config.RebuildPause, config.RebuildPauseMax, config.RebuildBytesPerSecond = false, 1, 1, 1<<40
+	config.RebuildRows = keys / 2 // as for a million keys
+	im, m := begin(b, config)
+	im.abandon(errDisk)
+	for i, e := range machinetest.Puts(testIdentity.ClusterID, keys, times) {
+		machinetest.Apply(b, m, uint64(i+1), e)
+	}
+	for m.Maintain() {
+	}
+	defer im.Close(false)
+	var bytes uint64
+	for b.Loop() {
+		im.abandon(errDisk)
+		for im.Abandoned() {
+			bytes = max(bytes, im.Rebuilds().Bytes)
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if stats := m.Space().Stats(); stats.Keys != keys || im.CommittedIndex() != m.Index() {
+		b.Fatalf("%+v, image of %d of %d", stats, im.CommittedIndex(), m.Index())
+	}
+	b.SetBytes(int64(bytes))
 }

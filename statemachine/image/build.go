@@ -33,7 +33,7 @@ const stagingSuffix = ".new"
 func NewBuilder(c Config, compactRevision int64) (*Builder, error) {
 	c = c.withDefaults()
 	b := &Builder{config: c, compacted: compactRevision}
-	b.staging.config = c
+	b.staging.config, b.staging.disk = c, realDisk()
 	b.staging.config.Path += stagingSuffix
 	// Finish syncs once.
 	b.staging.config.NoSync = true
@@ -97,7 +97,7 @@ func (b *Builder) flushBase() error {
 // flush writes versions without a head: the file is no image yet.
 func (b *Builder) flush() error {
 	err := guard(func() error {
-		return b.staging.db.Update(func(tx *bbolt.Tx) error {
+		return b.staging.disk.update(b.staging.db, func(tx *bbolt.Tx) error {
 			if err := createBuckets(tx); err != nil {
 				return err
 			}
@@ -113,12 +113,7 @@ func (b *Builder) flush() error {
 func (b *Builder) Finish(export *statemachine.Export) error {
 	err := b.flushBase()
 	if err == nil {
-		if b.compacted > 0 {
-			b.staging.head.Compacted = endOf(b.compacted - 1) // nothing that is compacted was written
-		}
-		err = guard(func() error {
-			return b.staging.commit(&commit{identity: b.config.Identity, versions: b.pending, export: export})
-		})
+		err = b.complete(b.config.Identity, export)
 	}
 	if err == nil && !b.config.NoSync {
 		err = b.staging.db.Sync()
@@ -132,6 +127,18 @@ func (b *Builder) Finish(export *statemachine.Export) error {
 		return err
 	}
 	return syncDirectory(filepath.Dir(b.config.Path))
+}
+
+// complete writes the tables and the head: the file is an image from then on.
+func (b *Builder) complete(identity Identity, export *statemachine.Export) error {
+	if b.compacted > 0 {
+		b.staging.head.Compacted = endOf(b.compacted - 1) // nothing that is compacted was written
+	}
+	err := guard(func() error {
+		return b.staging.commit(&commit{identity: identity, versions: b.pending, export: export})
+	})
+	b.pending, b.bytes = nil, 0
+	return err
 }
 
 // Abort throws away what was built. After Finish it does nothing.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,6 +33,22 @@ type Config struct {
 	BacklogCommits int
 	// StallTimeout is how long Applied waits for a disk that is behind by all that before the image is given up. 2 s.
 	StallTimeout time.Duration
+	// RebuildPause is how long after that a new one is begun. The pause doubles with each that was begun, up to
+	// RebuildPauseMax, until one was written for as long as that. 10 s and 10 min.
+	RebuildPause    time.Duration
+	RebuildPauseMax time.Duration
+	// RebuildStallTimeout is how long the making of a new one waits for the disk to take CommitBytes. 30 s.
+	RebuildStallTimeout time.Duration
+	// RebuildBytesPerSecond bounds how fast a new one is made. 32 MiB.
+	RebuildBytesPerSecond int
+	// RebuildHeldBytes is how much memory the making of a new one may keep from being freed. A quarter of the key space's
+	// size, at least 256 MiB.
+	RebuildHeldBytes int64
+	// RebuildRows is how many versions are brought into the order of revisions at once, of which twice as many are in
+	// memory with 40 bytes each. 500,000.
+	RebuildRows int
+	// Room returns an error where the file system of a path has no room for that many bytes more; nil for never.
+	Room func(path string, bytes uint64) error
 	// CompactRows is how many rows a transaction looks at for compaction. 10,000.
 	CompactRows int
 	// NoSync leaves out the sync of each commit, for tests.
@@ -53,6 +70,24 @@ func (c Config) withDefaults() Config {
 	if c.StallTimeout <= 0 {
 		c.StallTimeout = 2 * time.Second
 	}
+	if c.RebuildPause <= 0 {
+		c.RebuildPause = 10 * time.Second
+	}
+	if c.RebuildPauseMax <= 0 {
+		c.RebuildPauseMax = 10 * time.Minute
+	}
+	if c.RebuildStallTimeout <= 0 {
+		c.RebuildStallTimeout = 30 * time.Second
+	}
+	if c.RebuildBytesPerSecond <= 0 {
+		c.RebuildBytesPerSecond = 32 << 20
+	}
+	if c.RebuildRows <= 0 {
+		c.RebuildRows = 500_000
+	}
+	if c.Room == nil {
+		c.Room = func(string, uint64) error { return nil }
+	}
 	if c.CompactRows <= 0 {
 		c.CompactRows = 10_000
 	}
@@ -65,14 +100,22 @@ func (c Config) withDefaults() Config {
 // Image is the durable copy of one machine.
 type Image struct {
 	config Config
-	// opening guards db, which is nil until it is needed.
-	opening   sync.Mutex
-	db        *bbolt.DB
-	opened    Identity
+	disk   disk
+	// opening guards which file is at Config.Path, and db, its database, which is nil until it is needed.
+	opening sync.Mutex
+	db      *bbolt.DB
+	opened  Identity
+
 	committed atomic.Uint64
 	abandoned atomic.Bool
+	// wake has a token once abandoned was set: the goroutine that writes has something else to do.
+	wake chan struct{}
+	// damaged is why a damaged image was abandoned.
+	damaged atomic.Pointer[error]
+	rebuilt rebuilt
 
-	// The goroutine that applies owns these.
+	// mu guards what follows: what was applied and waits, for whoever applies. Only the end of a rebuild takes it besides.
+	mu       sync.Mutex
 	machine  *statemachine.Machine
 	identity func() (Identity, bool)
 	pending  *commit
@@ -80,13 +123,32 @@ type Image struct {
 	next     uint64 // the entry that comes next
 	exported uint64 // the last entry of the commit handed over before
 	cutAt    time.Time
+	// joined: the image is abandoned, and what is applied is collected for the new one that is being finished.
+	// joinedAt is the entry whose state it was pinned at.
+	joined   bool
+	joinedAt uint64
 
 	work    chan *commit
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
 	stopped chan struct{}
 	once    sync.Once
+	// closing waits for files that were replaced.
+	closing sync.WaitGroup
 
 	// The goroutine that writes owns it.
 	head head
+}
+
+// disk is what writing asks of the file system, beside reading.
+type disk struct {
+	update        func(db *bbolt.DB, write func(*bbolt.Tx) error) error
+	rename        func(from, to string) error
+	syncDirectory func(path string) error
+}
+
+func realDisk() disk {
+	return disk{update: (*bbolt.DB).Update, rename: os.Rename, syncDirectory: syncDirectory}
 }
 
 // commit is what one transaction brings.
@@ -111,7 +173,7 @@ func Open(c Config) (*Image, *statemachine.Machine, error) {
 	if err := removeStaging(c.Path); err != nil {
 		return nil, nil, err
 	}
-	im := &Image{config: c, leases: make(map[int64]struct{}), pending: &commit{}}
+	im := &Image{config: c, disk: realDisk(), leases: make(map[int64]struct{}), pending: &commit{}, wake: make(chan struct{}, 1)}
 	machine, err := im.restore()
 	if errors.Is(err, statemachine.ErrNewer) {
 		return nil, nil, fmt.Errorf("image %s: %w", c.Path, err)
@@ -168,12 +230,16 @@ func (im *Image) restore() (*statemachine.Machine, error) {
 func (im *Image) database() (*bbolt.DB, error) {
 	im.opening.Lock()
 	defer im.opening.Unlock()
-	if im.db == nil {
-		if err := im.openFile(); err != nil {
-			return nil, err
-		}
+	err := im.openDatabase()
+	return im.db, err
+}
+
+// openDatabase opens the database, if it is not. The caller holds opening.
+func (im *Image) openDatabase() error {
+	if im.db != nil {
+		return nil
 	}
-	return im.db, nil
+	return im.openFile()
 }
 
 func (im *Image) openFile() error {
@@ -203,8 +269,8 @@ func (im *Image) closeFile() {
 	im.db = nil
 }
 
-// Start begins to write. machine is the one that Open returned or a new one. identity is asked at each commit, by the
-// goroutine that applies; as long as it returns false nothing is committed.
+// Start begins to write. machine is the one that Open returned or a new one. identity is asked at each commit, by one
+// goroutine at a time; as long as it returns false nothing is committed.
 func (im *Image) Start(machine *statemachine.Machine, identity func() (Identity, bool)) {
 	im.machine, im.identity = machine, identity
 	im.exported = machine.Index()
@@ -212,6 +278,7 @@ func (im *Image) Start(machine *statemachine.Machine, identity func() (Identity,
 	im.cutAt = time.Now()
 	im.work = make(chan *commit, im.config.BacklogCommits)
 	im.stopped = make(chan struct{})
+	im.ctx, im.cancel = context.WithCancel(context.Background())
 	go im.write()
 }
 
@@ -221,18 +288,23 @@ func (im *Image) Identity() Identity { return im.opened }
 // CommittedIndex is the entry that the file is the state after; zero for none.
 func (im *Image) CommittedIndex() uint64 { return im.committed.Load() }
 
-// Abandoned tells that the image is no longer written.
+// Abandoned tells that the image is not written at present: a new one is made of the state in memory, unless it is damaged.
 func (im *Image) Abandoned() bool { return im.abandoned.Load() }
 
 // Applied takes what an entry did. The goroutine that applies calls it for every entry, in order, before the next one is
 // applied.
 func (im *Image) Applied(a *statemachine.Applied) {
-	if im.abandoned.Load() {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.abandoned.Load() && !im.joined {
 		im.drop()
 		return
 	}
+	if a.Index == im.joinedAt && a.Index == im.next-1 {
+		return // it was applied, and not told yet, when the state was pinned
+	}
 	if a.Index != im.next {
-		im.abandon(fmt.Errorf("entry %d instead of %d", a.Index, im.next))
+		im.giveUp(fmt.Errorf("entry %d instead of %d", a.Index, im.next))
 		return
 	}
 	im.next++
@@ -270,7 +342,7 @@ func (c *commit) take(a *statemachine.Applied) {
 	}
 }
 
-// cut hands over what was collected. It waits for room.
+// cut hands over what was collected. It waits for room, unless the image is one that is being finished.
 func (im *Image) cut() {
 	identity, known := im.identity()
 	if im.pending.bytes == 0 {
@@ -278,7 +350,7 @@ func (im *Image) cut() {
 	}
 	if !known {
 		if im.pending.bytes > im.config.CommitBytes*im.config.BacklogCommits {
-			im.abandon(errors.New("it is not known whose state it is"))
+			im.giveUp(errors.New("it is not known whose state it is"))
 		}
 		return
 	}
@@ -296,20 +368,45 @@ func (im *Image) cut() {
 		return
 	default:
 	}
+	if im.joined {
+		im.giveUp(nil)
+		return
+	}
 	stalled := time.NewTimer(im.config.StallTimeout)
 	defer stalled.Stop()
 	select {
 	case im.work <- c:
 	case <-stalled.C:
-		im.abandon(fmt.Errorf("the disk is behind by %d commits for %s", cap(im.work), im.config.StallTimeout))
+		im.giveUp(fmt.Errorf("the disk is behind by %d commits for %s", cap(im.work), im.config.StallTimeout))
 	}
 }
 
-// abandon gives the image up until the next start. What is committed stays.
+// giveUp is abandon for the goroutine that applies, also of an image that is being finished.
+func (im *Image) giveUp(reason error) {
+	im.drop()
+	if im.joined = false; !im.abandoned.Load() {
+		im.abandon(reason)
+	}
+}
+
+// abandon gives the image up until a new one has taken its place. What is committed stays.
 func (im *Image) abandon(reason error) {
-	if !im.abandoned.Swap(true) {
-		im.config.Logger.Error("the image is no longer written; the next start reads more of the log",
-			"file", im.config.Path, "index", im.committed.Load(), "reason", reason)
+	damaged := errors.Is(reason, ErrCorrupt)
+	if damaged {
+		im.damaged.Store(&reason)
+	}
+	if im.abandoned.Swap(true) {
+		return
+	}
+	select {
+	case im.wake <- struct{}{}:
+	default:
+	}
+	log := im.config.Logger.With("file", im.config.Path, "index", im.committed.Load(), "reason", reason)
+	if damaged {
+		log.Error("the image is no longer written: it is damaged")
+	} else {
+		log.Error("the image is no longer written; a new one is made of the state in memory")
 	}
 }
 
@@ -322,18 +419,24 @@ func (im *Image) drop() {
 }
 
 // Close commits what was applied, if flush says so, and closes the file. No call of Applied runs or follows. It may be
-// called on an image that was not started.
+// called on an image that was not started. A new image that is being made is given up.
 func (im *Image) Close(flush bool) {
 	im.once.Do(func() {
 		if im.work != nil {
+			im.cancel()
 			if !flush {
 				im.abandoned.Store(true)
-			} else if !im.abandoned.Load() {
-				im.cut()
+			} else {
+				im.mu.Lock()
+				if !im.abandoned.Load() {
+					im.cut()
+				}
+				im.mu.Unlock()
 			}
 			close(im.work)
 			<-im.stopped
 		}
+		im.closing.Wait()
 		im.closeFile()
 	})
 }

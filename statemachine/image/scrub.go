@@ -12,35 +12,38 @@ import (
 // errNoMeta: the meta page of a transaction was replaced before it was read.
 var errNoMeta = errors.New("image: the transaction's meta page is gone")
 
+// errAbandoned: the image was abandoned while it was read.
+var errAbandoned = errors.New("image: abandoned")
+
 // Scrub reads the whole file as of one transaction, beside the writer, and checks its structure, every row, and that the rows
 // add up to what was written. pause is called for every piece read, with its bytes; an error of its own ends the scrub.
-// An error that matches ErrCorrupt says what is damaged. Until it returns the file grows instead of using pages again.
+// An error that matches ErrCorrupt says what is damaged, also where the writer has found it before. An image that is
+// abandoned for another reason is not looked at. Until it returns the file grows instead of using pages again.
 // Any goroutine may call it, between Start and Close.
 func (im *Image) Scrub(pause func(bytes int) error) error {
+	if damage := im.damaged.Load(); damage != nil {
+		return *damage
+	}
 	if im.abandoned.Load() || im.committed.Load() == 0 {
 		return nil
 	}
 	var stopped error
 	read := func(bytes int) error {
-		if stopped == nil {
+		switch {
+		case stopped != nil:
+		case im.abandoned.Load():
+			stopped = errAbandoned // it would hold up its replacement
+		default:
 			stopped = pause(bytes)
 		}
 		return stopped
 	}
 	err := guard(func() error {
-		db, err := im.database()
-		if err != nil {
-			return err
-		}
-		file, err := os.Open(im.config.Path)
+		file, tx, err := im.beginScrub()
 		if err != nil {
 			return err
 		}
 		defer func() { _ = file.Close() }()
-		tx, err := db.Begin(false)
-		if err != nil {
-			return err
-		}
 		defer func() {
 			dropResident(tx) // what compaction has looked at since the last pass
 			_ = tx.Rollback()
@@ -53,12 +56,32 @@ func (im *Image) Scrub(pause func(bytes int) error) error {
 		return checkRows(r)
 	})
 	switch {
+	case errors.Is(stopped, errAbandoned):
+		return nil
 	case stopped != nil:
 		return stopped
 	case errors.Is(err, errNoMeta):
 		return nil // two commits came in between: the next pass has better luck
 	}
 	return err
+}
+
+// beginScrub opens the file beside its database, and begins a transaction of the latter.
+func (im *Image) beginScrub() (*os.File, *bbolt.Tx, error) {
+	im.opening.Lock()
+	defer im.opening.Unlock()
+	if err := im.openDatabase(); err != nil {
+		return nil, nil, err
+	}
+	file, err := os.Open(im.config.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	tx, err := im.db.Begin(false)
+	if err != nil {
+		return nil, nil, errors.Join(err, file.Close())
+	}
+	return file, tx, nil
 }
 
 // pagesOf returns a reader of the pages of a transaction, which nobody changes until that ends.

@@ -10,20 +10,32 @@ import (
 // fillPercent of pages of versions: they are appended, and never grow.
 const fillPercent = 0.95
 
-// write commits what is handed over until the channel is closed, and compacts while there is nothing to commit.
+// write commits what is handed over until the channel is closed, and compacts while there is nothing to commit. Where the
+// image was abandoned it makes a new one.
 func (im *Image) write() {
 	defer close(im.stopped)
 	more := !im.head.compactionDone()
 	for {
+		if im.abandoned.Load() {
+			if !im.rebuild() {
+				im.discard()
+				return
+			}
+			more = !im.head.compactionDone()
+		}
 		var c *commit
 		ok := true
-		if more && !im.abandoned.Load() {
+		if more {
 			select {
 			case c, ok = <-im.work:
 			default: // a transaction for compaction alone
 			}
 		} else {
-			c, ok = <-im.work
+			select {
+			case c, ok = <-im.work:
+			case <-im.wake:
+				continue
+			}
 		}
 		if !ok {
 			return
@@ -39,6 +51,15 @@ func (im *Image) write() {
 	}
 }
 
+// discard takes what is handed over until the channel is closed, so that nobody waits for room.
+func (im *Image) discard() {
+	for {
+		if _, ok := <-im.work; !ok {
+			return
+		}
+	}
+}
+
 func (h *head) compactionDone() bool {
 	return h.CompactRevision == 0 || h.Compacted.atLeast(endOf(h.CompactRevision-1))
 }
@@ -50,7 +71,7 @@ func (im *Image) commit(c *commit) error {
 		return err
 	}
 	h := im.head
-	err = db.Update(func(tx *bbolt.Tx) error {
+	err = im.disk.update(db, func(tx *bbolt.Tx) error {
 		if err := createBuckets(tx); err != nil {
 			return err
 		}

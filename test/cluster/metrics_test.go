@@ -60,6 +60,8 @@ var still = map[string]string{
 	"logmirror_mirror_compact_revision":              "nothing is an hour old",
 	"logmirror_mirror_digest_verdicts_total":         "mirrors agree",
 	"logmirror_mirror_image_abandoned":               "the disk is well",
+	"logmirror_mirror_image_rebuild_bytes":           "the disk is well",
+	"logmirror_mirror_image_rebuilds_total":          "the disk is well",
 	"logmirror_mirror_no_space":                      "there is room",
 	"logmirror_mirror_quarantines_total":             "nothing is damaged",
 	"logmirror_mirror_queue_commands":                "nothing waits at the end",

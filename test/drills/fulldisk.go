@@ -119,7 +119,7 @@ func (w *world) fillMember(ctx context.Context, o *watching, r *result, i int, d
 	return w.settle(ctx)
 }
 
-// fillFrontend fills the disk of a frontend, which goes on without writing its image.
+// fillFrontend fills the disk of a frontend, which goes on without writing its image, and makes room again, for a new one.
 func (w *world) fillFrontend(ctx context.Context, o *watching, r *result, i int, d *processes.SmallDisk) error {
 	p := w.Frontends[i]
 	name := "disk of " + p.Name + " full"
@@ -143,5 +143,23 @@ func (w *world) fillFrontend(ctx context.Context, o *watching, r *result, i int,
 	}); err != nil {
 		return err
 	}
-	return o.noticed(ctx, r, name, began, w.clients)
+	if err := o.noticed(ctx, r, name, began, w.clients); err != nil {
+		return err
+	}
+	w.note("room again")
+	freed := time.Now()
+	if err := d.Free(); err != nil {
+		return err
+	}
+	if err := until(ctx, p.Name+" writes a new image", func(context.Context) error {
+		said, err := p.Said("a new image was made")
+		if err == nil && said == 0 {
+			err = errors.New("it does not say so")
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	r.took(name+", then room: until there is a new image", time.Since(freed))
+	return w.settle(ctx)
 }
