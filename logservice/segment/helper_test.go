@@ -19,6 +19,15 @@ func testOptions() Options {
 	return Options{SegmentBytes: 4096, IndexBytes: 1, Identity: testIdentity, ManualReserve: true}
 }
 
+// stride is how far apart the places are that a test of every place goes to: 1, or the distance given where the race detector
+// looks on, because these tests are single-threaded. It should share no factor with the sizes within the format.
+func stride(underRace int64) int64 {
+	if raceEnabled {
+		return underRace
+	}
+	return 1
+}
+
 func open(t testing.TB, fsys disk.FS, o Options) *Log {
 	t.Helper()
 	l, err := Open(fsys, testDir, o)
