@@ -45,10 +45,19 @@ type testCluster struct {
 	mu    sync.Mutex
 	conns []*grpc.ClientConn
 	// agreed is the one entry that was published at each index, by whichever member first.
-	agreed map[uint64]string
+	agreed map[uint64]agreedEntry
 	// highest is the highest index that any tail has seen.
 	highest uint64
 }
+
+// agreedEntry is what makes an entry.
+type agreedEntry struct {
+	term     uint64
+	kind     logv1.EntryKind
+	envelope string
+}
+
+func (e agreedEntry) String() string { return fmt.Sprintf("term %d %v %x", e.term, e.kind, e.envelope) }
 
 func logger(t *testing.T) *slog.Logger {
 	if os.Getenv("LOGMIRROR_TEST_LOG") == "" {
@@ -66,7 +75,7 @@ func bubble(t *testing.T, config func(region string, c *Config), test func(t *te
 	synctest.Test(t, func(t *testing.T) {
 		c := &testCluster{t: t, net: wan.New(wan.Options{InMemory: true, RoundTrips: roundTrips}),
 			regions: []string{"us", "eu", "ap"}, config: config,
-			servers: map[string]*Server{}, disks: map[string]*disk.Memory{}, agreed: map[uint64]string{}}
+			servers: map[string]*Server{}, disks: map[string]*disk.Memory{}, agreed: map[uint64]agreedEntry{}}
 		for i, region := range c.regions {
 			c.disks[region] = disk.NewMemory(uint64(i))
 		}
@@ -162,7 +171,7 @@ func (c *testCluster) client(region string) logv1.LogServiceClient {
 	return logv1.NewLogServiceClient(conn)
 }
 
-// until waits in virtual time for a condition.
+// until waits in virtual time for a condition, and tells to a hundredth how long it took: asking costs more than waiting.
 func (c *testCluster) until(limit time.Duration, what string, condition func() bool) time.Duration {
 	c.t.Helper()
 	began := time.Now()
@@ -170,7 +179,7 @@ func (c *testCluster) until(limit time.Duration, what string, condition func() b
 		if time.Since(began) > limit {
 			c.t.Fatalf("not within %v: %s", limit, what)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond + time.Since(began)/100)
 	}
 	return time.Since(began)
 }
@@ -247,11 +256,11 @@ func (c *testCluster) tail(ctx context.Context, region string, from, previousTer
 func (c *testCluster) check(region string, e *logv1.Entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	text := fmt.Sprintf("term %d %v %x", e.Term, e.Kind, e.Envelope)
-	if known, ok := c.agreed[e.Index]; ok && known != text {
-		c.t.Errorf("tail of %s: entry %d is %s and was %s", region, e.Index, text, known)
+	entry := agreedEntry{e.Term, e.Kind, string(e.Envelope)}
+	if known, ok := c.agreed[e.Index]; ok && known != entry {
+		c.t.Errorf("tail of %s: entry %d is %v and was %v", region, e.Index, entry, known)
 	}
-	c.agreed[e.Index] = text
+	c.agreed[e.Index] = entry
 	c.highest = max(c.highest, e.Index)
 }
 

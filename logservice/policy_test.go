@@ -110,7 +110,11 @@ func TestTrafficPolicyWeighs(t *testing.T) {
 // Two regions that write in turns do not draw leadership to and fro: within the window both have written; where they take
 // longer turns, leadership moves no more often than the rest allows.
 func TestTrafficPolicyDoesNotFlap(t *testing.T) {
-	for _, turn := range []int{3, 7, 10} {
+	turns := []int{3, 7, 10}
+	if raceEnabled {
+		turns = turns[2:]
+	}
+	for _, turn := range turns {
 		c := newTriangle(t)
 		for range 240 / (2 * turn) {
 			c.seconds(turn, 3, 0, 0)
@@ -165,9 +169,12 @@ func TestTrafficPolicyInVirtualTime(t *testing.T) {
 		cancel()
 		time.Sleep(5 * time.Second)
 		// us and eu write in turns.
-		changes := 0
+		changes, turns := 0, 20
+		if raceEnabled {
+			turns = 10
+		}
 		last := c.leader()
-		for i := range 20 {
+		for i := range turns {
 			ctx, cancel := context.WithCancel(t.Context())
 			c.writer(ctx, []string{"us", "eu"}[i%2], uint64(1000+i))
 			for range 10 {

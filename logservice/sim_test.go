@@ -17,11 +17,20 @@ import (
 )
 
 var (
-	simulateSeeds    = flag.Uint64("simulate.seeds", 70, "the number of schedules of TestSimulation")
+	simulateSeeds    = flag.Uint64("simulate.seeds", simSeeds(), "the number of schedules of TestSimulation")
 	simulateFrom     = flag.Uint64("simulate.from", 0, "the first seed of TestSimulation")
 	simulateProfile  = flag.String("simulate.profile", "", "only the seeds of this profile")
 	simulateOutcomes = flag.Bool("simulate.outcomes", false, "check only outcomes, not the facts within that lead to them")
 )
+
+// simSeeds is the number of schedules by default. The race detector finds nothing new in a single-threaded schedule, only what
+// schedules of different goroutines share.
+func simSeeds() uint64 {
+	if raceEnabled {
+		return 9 // each profile once
+	}
+	return simFloorsFrom
+}
 
 func simVerbose() bool { return testing.Verbose() && *simulateSeeds == 1 }
 
@@ -182,7 +191,11 @@ func (c simCounts) String() string {
 
 // The same seed leads to the same history.
 func TestSimulationIsReproducible(t *testing.T) {
-	for seed := range uint64(len(simProfiles)) {
+	seeds := len(simProfiles)
+	if raceEnabled {
+		seeds = 2
+	}
+	for seed := range uint64(seeds) {
 		a, b := simulate(seed, checkAll), simulate(seed, checkAll)
 		if a.checker.highest() != b.checker.highest() || a.order != b.order || a.checker.answered != b.checker.answered {
 			t.Fatalf("seed %d: %d entries and %d events, then %d and %d", seed, a.checker.highest(), a.order, b.checker.highest(), b.order)

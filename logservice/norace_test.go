@@ -1,0 +1,5 @@
+//go:build !race
+
+package logservice
+
+const raceEnabled = false
