@@ -157,9 +157,11 @@ func (t *Transport) open(id uint64, address string) (*link, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(t.config.Credentials),
 		grpc.WithContextDialer(t.config.Dial),
+		// A region that was cut off for long waits for the next attempt when it is healed, so they follow each other closely: there
+		// are few members. Each lasts 5 s, in which TCP sends its first packet at 0, 1 and 3 s; the next would be at 7 s.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 3 * time.Second}),
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 100 * time.Millisecond},
+			MinConnectTimeout: 5 * time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithInitialWindowSize(windowBytes), grpc.WithInitialConnWindowSize(windowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(t.config.MaxMessageBytes), grpc.MaxCallSendMsgSize(t.config.MaxMessageBytes)),

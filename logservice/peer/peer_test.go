@@ -243,6 +243,29 @@ func TestTargetThatIsDown(t *testing.T) {
 }
 
 // What waits for a stream that breaks comes back as far as it is proposals.
+// However long a cut was, the stream is there again a few round trips after the heal.
+func TestStreamComesBackSoonAfterALongCut(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, p *peers) {
+		connected := func() bool { return p.nodes[us].Health(ap).Connected }
+		for attempt := range 20 {
+			p.network.Isolate("ap")
+			time.Sleep(time.Minute + time.Duration(attempt)*317*time.Millisecond) // to heal at any moment of an attempt
+			if connected() {
+				t.Fatal("the stream outlives a cut of a minute")
+			}
+			p.network.Rejoin("ap")
+			healed := time.Now()
+			for !connected() && time.Since(healed) < time.Minute {
+				time.Sleep(time.Millisecond)
+			}
+			// Three round trips, after an attempt that ended just before its answer came, and the rest after that.
+			if took := time.Since(healed); took > 6*roundTrip+150*time.Millisecond {
+				t.Errorf("after %v", took)
+			}
+		}
+	})
+}
+
 func TestBrokenStreamGivesProposalsBack(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
 		hold := make(chan struct{})
