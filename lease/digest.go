@@ -18,25 +18,23 @@ func (e *CorruptError) Error() string {
 // however they came to be.
 func (t *Table) Digest() uint64 { return t.digest }
 
-// Verify checks that leases of these ids, and the keys that hang on them, are what was written; ids that are not there are
-// passed over. The error is a
-// *CorruptError.
-func (t *Table) Verify(ids []int64) error {
-	for _, id := range ids {
-		if l, ok := t.leases[id]; ok && (l.hash() != l.sum || l.id != id || !l.keys.intact()) {
-			return &CorruptError{ID: id}
+// Verify checks that the leases whose ids are at or above first, and the keys that hang on them, are what was written: about
+// as many rows and keys as limit says. Where more is true, the others begin at next. The error is a *CorruptError.
+func (t *Table) Verify(first int64, limit int) (next int64, more bool, err error) {
+	t.ordered.from(first, func(id int64) bool {
+		if limit <= 0 {
+			next, more = id, true
+			return false
 		}
-	}
-	return nil
-}
-
-// IDs returns the ids of all leases, in no order.
-func (t *Table) IDs() []int64 {
-	ids := make([]int64, 0, len(t.leases))
-	for id := range t.leases {
-		ids = append(ids, id)
-	}
-	return ids
+		l, ok := t.leases[id]
+		if !ok || l.hash() != l.sum || l.id != id || !l.keys.intact() {
+			err = &CorruptError{ID: id}
+			return false
+		}
+		limit -= 1 + l.keys.len()
+		return true
+	})
+	return next, more, err
 }
 
 // changed takes a row's change into the digest.

@@ -2,6 +2,8 @@ package lease
 
 import (
 	"errors"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -35,8 +37,8 @@ func TestDigestIsOfTheContent(t *testing.T) {
 			t.Fatalf("step %d: %x, of a copy %x", step, table.Digest(), copied.Digest())
 		}
 	}
-	for _, id := range table.IDs() {
-		table.Remove(id, Revoked)
+	for _, info := range table.All() {
+		table.Remove(info.ID, Revoked)
 	}
 	if table.Digest() != 0 {
 		t.Errorf("of an empty table: %x", table.Digest())
@@ -50,7 +52,7 @@ func TestVerifyFindsADamagedRow(t *testing.T) {
 	for _, key := range []string{"a", "b", "c", "b"} {
 		table.Attach(2, []byte(key))
 	}
-	if err := table.Verify([]int64{1, 2, 3}); err != nil {
+	if err := verify(table, 1); err != nil {
 		t.Fatal(err)
 	}
 	for name, flip := range map[string]func(l *lease){
@@ -75,13 +77,56 @@ func TestVerifyFindsADamagedRow(t *testing.T) {
 		l := table.leases[2]
 		flip(l)
 		var corrupt *CorruptError
-		if err := table.Verify(table.IDs()); !errors.As(err, &corrupt) {
+		if err := verify(table, 1); !errors.As(err, &corrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 		flip(l)
 	}
-	if err := table.Verify(table.IDs()); err != nil {
+	if err := verify(table, 1); err != nil {
 		t.Error(err)
+	}
+}
+
+// verify checks a whole table, a few rows at a time.
+func verify(t *Table, limit int) error {
+	for next, more := int64(math.MinInt64), true; more; {
+		var err error
+		if next, more, err = t.Verify(next, limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Whatever the size of its steps, a check comes by every lease, and a step is not longer for keys than for leases.
+func TestVerifyComesByEachLease(t *testing.T) {
+	table := NewTable()
+	ids := []int64{math.MinInt64, -5, 0, 7, 8, math.MaxInt64}
+	for _, id := range ids {
+		table.Grant(id, 10, 1, 1)
+	}
+	for key := range 100 {
+		table.Attach(-5, fmt.Appendf(nil, "%d", key))
+	}
+	for limit := 1; limit < 10; limit++ {
+		if err := verify(table, limit); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			table.leases[id].ttlSeconds++
+			var corrupt *CorruptError
+			if err := verify(table, limit); !errors.As(err, &corrupt) || corrupt.ID != id {
+				t.Errorf("steps of %d: %v, corrupt is %d", limit, err, id)
+			}
+			table.leases[id].ttlSeconds--
+		}
+	}
+	if next, more, err := table.Verify(math.MinInt64, 3); next != 0 || !more || err != nil {
+		t.Errorf("a step of 3 ends before %d (%v, %v), not after the lease of 100 keys", next, more, err)
+	}
+	table.ordered.chunks[0][2] = 3
+	if err := verify(table, 10); err == nil {
+		t.Error("an id without a lease is not found")
 	}
 }
 

@@ -13,6 +13,8 @@
 //     begin at its TTL plus that: the old owner may have confirmed a renewal that nobody else has heard of.
 //  3. Ending the session of n leases costs n steps, once. Nothing else depends on the number of leases by more than
 //     its logarithm, and a lease holds no timer and no goroutine.
+//  4. The table can be pinned: a Pin tells what it was while it goes on changing. Taking one copies nothing; while it is
+//     held, the first change of each row after it keeps what the row was, about 100 bytes.
 //
 // Log times are nanoseconds as in the envelope of a log entry. A Table is not safe for concurrent use: whoever holds
 // it guards it.

@@ -29,6 +29,7 @@ func (t *Table) Restore(info Info) error {
 		previousSessionTime: int64(info.PreviousOwnerSessionTime),
 		orphanStamp:         info.OrphanStamp,
 		heapPosition:        -1,
+		version:             t.version,
 	}
 	t.leases[l.id] = l
 	t.ordered.add(l.id)

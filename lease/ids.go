@@ -51,6 +51,14 @@ func (o *orderedIDs) remove(id int64) {
 	o.chunks = slices.Delete(o.chunks, at, at+1)
 }
 
+func (o *orderedIDs) has(id int64) bool {
+	if len(o.chunks) == 0 {
+		return false
+	}
+	_, found := slices.BinarySearch(o.chunks[o.chunkOf(id)], id)
+	return found
+}
+
 // from calls take with each id at or above first, in order, until it returns false.
 func (o *orderedIDs) from(first int64, take func(id int64) bool) {
 	if len(o.chunks) == 0 {

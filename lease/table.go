@@ -81,7 +81,7 @@ type Info struct {
 // TTL returns the lease's time to live as a duration.
 func (i Info) TTL() time.Duration { return secondsToDuration(i.TTLSeconds) }
 
-// lease is one row. A cluster holds hundreds of thousands of them: about 110 bytes here and 40 in the table's index.
+// lease is one row. A cluster holds hundreds of thousands of them: 128 bytes here and 40 in the table's index.
 type lease struct {
 	id         int64
 	ttlSeconds int64
@@ -98,6 +98,8 @@ type lease struct {
 	sum uint64
 	// heapPosition is where the lease stands in Table.orphans, -1 where it is owned.
 	heapPosition int32
+	// version is that of the table with the last change of what a Pin tells of the lease.
+	version uint32
 }
 
 // holder is a session that owns leases.
@@ -118,6 +120,9 @@ type Table struct {
 	ordered orderedIDs
 	// digest is the sum of all rows' sums.
 	digest uint64
+	// version counts the pins that were ever taken; pins are those that are held.
+	version uint32
+	pins    []*Pin
 }
 
 // NewTable returns an empty table.
@@ -176,7 +181,7 @@ func (t *Table) Grant(id, ttlSeconds int64, session, index uint64) (Change, bool
 	if _, ok := t.leases[id]; ok {
 		return Change{}, false
 	}
-	l := &lease{id: id, ttlSeconds: ttlSeconds, ownerIndex: index, heapPosition: -1}
+	l := &lease{id: id, ttlSeconds: ttlSeconds, ownerIndex: index, heapPosition: -1, version: t.version}
 	t.leases[id] = l
 	t.ordered.add(id)
 	t.link(l, t.holder(session))
@@ -192,6 +197,7 @@ func (t *Table) Adopt(id int64, session, index uint64, ownerSessionTime time.Dur
 	if !ok || (l.owner != nil && l.owner.session == session) {
 		return Change{}, false
 	}
+	t.keep(l)
 	var from uint64
 	if l.owner != nil {
 		from = l.owner.session
@@ -220,6 +226,7 @@ func (t *Table) Move(from, to, index uint64, fromSessionTime time.Duration) []Ch
 	target := t.holder(to)
 	for _, o := range owned {
 		l := o.lease
+		t.keep(l)
 		t.unlink(l)
 		l.ownerIndex = index
 		l.previousSessionTime = int64(fromSessionTime)
@@ -242,6 +249,7 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 	changes := make([]Change, 0, len(owned))
 	for _, o := range owned {
 		l := o.lease
+		t.keep(l)
 		t.unlink(l)
 		l.ownerIndex = 0
 		l.previousSessionTime = int64(sessionTime)
@@ -260,6 +268,7 @@ func (t *Table) RestartOrphans(stamp int64) {
 	all := t.orphans
 	t.orphans = make(orphanHeap, 0, len(all))
 	for _, l := range all {
+		t.keep(l)
 		l.orphanStamp = stamp
 		t.orphans.push(l)
 		t.changed(l)
@@ -285,6 +294,7 @@ func (t *Table) Remove(id int64, kind ChangeKind) (Change, bool) {
 	}
 	change := l.change(kind)
 	change.PreviousOwnerSessionTime = 0
+	t.forget(l)
 	if l.owner != nil {
 		t.unlink(l)
 	} else {

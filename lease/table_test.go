@@ -204,16 +204,3 @@ func heapBytes() int64 {
 	runtime.ReadMemStats(&stats)
 	return int64(stats.HeapAlloc)
 }
-
-// BenchmarkOrphan ends a session that owns 300,000 leases, which is the most that one entry does.
-func BenchmarkOrphan(b *testing.B) {
-	for b.Loop() {
-		b.StopTimer()
-		table := NewTable()
-		for id := range int64(300_000) {
-			table.Grant(id*7919%300_007, 60, 1, uint64(id))
-		}
-		b.StartTimer()
-		table.Orphan(1, 1, time.Second)
-	}
-}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -80,8 +81,9 @@ type Scrubber struct {
 	phase    scrubPhase
 	verifier *keyspace.Verifier
 	summer   *keyspace.Summer
-	leases   []int64
-	requests []*requestRecord
+	// leases is where the next step goes on, requests what is left.
+	leases   int64
+	requests requestQueue
 }
 
 type scrubPhase uint8
@@ -107,7 +109,7 @@ func (s *Scrubber) Close() {
 	}
 }
 
-// scrubRows is how many rows of a table are checked at once, with the tables locked.
+// scrubRows is about how many rows of a table, and keys that hang on leases, are checked at once, with the tables locked.
 const scrubRows = 1024
 
 // Step checks about budget bytes and returns whether that ended the pass: the next call begins another. An error says
@@ -117,7 +119,7 @@ func (s *Scrubber) Step(budget int) (done bool, err error) {
 	if err != nil {
 		s.Close()
 		s.verifier, s.phase = s.machine.space.NewVerifier(), scrubVersions
-		s.leases, s.requests = nil, nil
+		s.requests = requestQueue{}
 	}
 	return done, err
 }
@@ -135,33 +137,27 @@ func (s *Scrubber) step(budget int) (bool, error) {
 		done, err := s.summer.Sum(budget)
 		if done {
 			s.Close()
-			s.phase = scrubLeases
-			m.mu.RLock()
-			s.leases = m.leases.IDs()
-			s.requests = append([]*requestRecord(nil), m.requests.queue[m.requests.first:]...)
-			m.mu.RUnlock()
+			s.phase, s.leases = scrubLeases, math.MinInt64
 		}
 		return false, err
 	case scrubLeases:
-		n := min(len(s.leases), scrubRows)
 		m.mu.RLock()
-		err := m.leases.Verify(s.leases[:n])
-		m.mu.RUnlock()
-		if s.leases = s.leases[n:]; len(s.leases) == 0 {
-			s.leases, s.phase = nil, scrubRequests
+		next, more, err := m.leases.Verify(s.leases, scrubRows)
+		if s.leases = next; err == nil && !more {
+			s.phase, s.requests = scrubRequests, m.requests.queue.snapshot(0)
 		}
+		m.mu.RUnlock()
 		return false, err
 	case scrubRequests:
-		n := min(len(s.requests), scrubRows)
-		for _, r := range s.requests[:n] { // never modified once they are in the table
-			if r.checksum() != r.sum {
+		for range min(s.requests.count, scrubRows) {
+			if r := s.requests.at(0); r.checksum() != r.sum { // never modified once they are in the table
 				return false, fmt.Errorf("statemachine: request id %q is corrupt in memory", r.id)
 			}
+			s.requests.pop()
 		}
-		if s.requests = s.requests[n:]; len(s.requests) > 0 {
-			return false, nil
+		if s.requests.count == 0 {
+			s.requests, s.phase = requestQueue{}, scrubSmall
 		}
-		s.requests, s.phase = nil, scrubSmall
 		return false, nil
 	default:
 		m.mu.RLock()

@@ -154,7 +154,7 @@ func TestScrubFindsEachKindOfDamage(t *testing.T) {
 		v, _ := version(history)
 		return func() { flip(v) }
 	}
-	ttl := leaseField(t, m, m.leases.IDs()[0], "ttlSeconds")
+	ttl := leaseField(t, m, m.leases.All()[0].ID, "ttlSeconds")
 	session := m.sessions.open[anyOf(m.sessions.open)]
 	frontendID := session.FrontendID
 	sequence, identified := anyOf(m.ids.sequences), anyOf(m.ids.ranges)
@@ -164,7 +164,7 @@ func TestScrubFindsEachKindOfDamage(t *testing.T) {
 		"live value": flipVersion(false, func(v keyspace.Version) { v.Value[0] ^= 0x10 }),
 		"live key":   flipVersion(false, func(v keyspace.Version) { v.Key[0] ^= 0x01 }),
 		"history":    flipVersion(true, func(v keyspace.Version) { v.Value[0] ^= 0x80 }),
-		"request id": func() { m.requests.queue[m.requests.first].index ^= 4 },
+		"request id": func() { m.requests.queue.at(0).index ^= 4 },
 		"lease":      func() { *ttl ^= 2 },
 
 		"session's seq":              func() { session.LastSeq ^= 1 },

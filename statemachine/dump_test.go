@@ -32,7 +32,8 @@ func dump(m *Machine) string {
 	}
 	b.WriteString(formatIDs(m))
 	fmt.Fprintf(&b, "horizon %d\n", m.requests.horizon)
-	for _, r := range m.requests.queue[m.requests.first:] {
+	for n := range m.requests.len() {
+		r := m.requests.queue.at(n)
 		fmt.Fprintf(&b, "request %q hash %x index %d time %d: %s\n", r.id, r.hash, r.index, r.logTime, formatResult(r.replay()))
 	}
 	sn := m.space.Acquire()
@@ -224,12 +225,13 @@ func verify(t testing.TB, m *Machine) {
 	if len(attached) > 0 {
 		t.Fatalf("keys attached to leases that do not exist: %v", attached)
 	}
-	queue := m.requests.queue[m.requests.first:]
-	if len(queue) != len(m.requests.byID) {
-		t.Fatalf("%d request ids in the queue, %d in the index", len(queue), len(m.requests.byID))
+	queue := &m.requests.queue
+	if queue.count != len(m.requests.byID) {
+		t.Fatalf("%d request ids in the queue, %d in the index", queue.count, len(m.requests.byID))
 	}
 	last := m.requests.horizon
-	for _, r := range queue {
+	for n := range queue.count {
+		r := queue.at(n)
 		if r.index < last || m.requests.byID[r.id] != r {
 			t.Fatalf("request id %q of index %d after %d", r.id, r.index, last)
 		}

@@ -220,7 +220,8 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[session]():         {"SessionInfo", "dueBound", "ended", "sum"},
 		reflect.TypeFor[frontend]():        {"incarnation", "lastSession", "open", "sum"},
 		reflect.TypeFor[sessionTable]():    {"open", "frontends", "heap"},
-		reflect.TypeFor[requestTable]():    {"byID", "queue", "first", "horizon", "digest"},
+		reflect.TypeFor[requestTable]():    {"byID", "queue", "horizon", "digest"},
+		reflect.TypeFor[requestQueue]():    {"chunks", "first", "count"},
 		reflect.TypeFor[requestRecord]():   {"id", "hash", "index", "logTime", "outcome", "sum"},
 		reflect.TypeFor[retentionSample](): {"logTime", "revision"},
 		reflect.TypeFor[outcome](): {

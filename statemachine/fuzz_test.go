@@ -26,7 +26,7 @@ func FuzzRestore(f *testing.F) {
 		f.Fatal(err)
 	}
 	row := encodeLease(&m.Leases()[0])
-	request, err := encodeRequest(m.requests.queue[m.requests.first])
+	request, err := encodeRequest(m.requests.queue.at(0))
 	if err != nil {
 		f.Fatal(err)
 	}

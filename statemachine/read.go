@@ -58,22 +58,24 @@ func (m *Machine) SizeBytes() int64 {
 // leasesPerPage bounds how many leases are copied while entries wait: some hundred microseconds.
 const leasesPerPage = 1024
 
-// Leases returns all leases, by id. They are read a page at a time, so that apply never waits for all of them: one that
-// comes or goes meanwhile may be among them or not.
-func (m *Machine) Leases() []lease.Info {
-	all := make([]lease.Info, 0, m.LeaseCount())
-	for first := int64(math.MinInt64); ; {
-		page := m.LeasesFrom(first, leasesPerPage)
-		all = append(all, page...)
-		if len(page) < leasesPerPage || page[len(page)-1].ID == math.MaxInt64 {
-			return all
+// Leases returns all leases, by id, as LeasesFrom does.
+func (m *Machine) Leases() []lease.Info { return m.LeasesFrom(math.MinInt64, math.MaxInt) }
+
+// LeasesFrom returns the leases whose ids are at or above first, by id, and at most limit of them. They are read a page at a
+// time, so that apply never waits for all of them: one that comes or goes meanwhile may be among them or not.
+func (m *Machine) LeasesFrom(first int64, limit int) []lease.Info {
+	found := make([]lease.Info, 0, min(limit, m.LeaseCount()))
+	for {
+		page := m.leasePage(first, min(limit-len(found), leasesPerPage))
+		found = append(found, page...)
+		if len(page) < leasesPerPage || len(found) == limit || page[len(page)-1].ID == math.MaxInt64 {
+			return found
 		}
 		first = page[len(page)-1].ID + 1
 	}
 }
 
-// LeasesFrom returns the leases whose ids are at or above first, by id, and at most limit of them.
-func (m *Machine) LeasesFrom(first int64, limit int) []lease.Info {
+func (m *Machine) leasePage(first int64, limit int) []lease.Info {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.leases.Page(first, limit)

@@ -53,8 +53,7 @@ type outcome struct {
 // an index at or above it was never applied.
 type requestTable struct {
 	byID    map[string]*requestRecord
-	queue   []*requestRecord // in order of index; queue[:first] is gone
-	first   int
+	queue   requestQueue // in order of index
 	horizon uint64
 	// digest is the sum of all records' sums.
 	digest uint64
@@ -139,7 +138,7 @@ func (t *requestTable) keep(r *requestRecord) {
 	r.sum = r.checksum()
 	t.digest += r.sum
 	t.byID[r.id] = r
-	t.queue = append(t.queue, r)
+	t.queue.push(r)
 }
 
 // checksum is over all but the key-values of an outcome.
@@ -168,7 +167,7 @@ func (t *requestTable) add(r *requestRecord, bound int64) {
 	}
 }
 
-func (t *requestTable) len() int { return len(t.queue) - t.first }
+func (t *requestTable) len() int { return t.queue.count }
 
 // forgetOld forgets what is older than the bounds, a bounded number at a time.
 func (t *requestTable) forgetOld(logTime int64, s Settings) {
@@ -176,7 +175,7 @@ func (t *requestTable) forgetOld(logTime int64, s Settings) {
 		if t.len() == 0 {
 			return
 		}
-		oldest := t.queue[t.first]
+		oldest := t.queue.at(0)
 		if int64(t.len()) <= s.RequestIDsMax && logTime-oldest.logTime < int64(s.RequestIDAge) {
 			return
 		}
@@ -185,17 +184,11 @@ func (t *requestTable) forgetOld(logTime int64, s Settings) {
 }
 
 func (t *requestTable) forgetOldest() {
-	oldest := t.queue[t.first]
+	oldest := t.queue.at(0)
 	delete(t.byID, oldest.id)
 	t.digest -= oldest.sum
 	t.horizon = max(t.horizon, oldest.index)
-	t.queue[t.first] = nil
-	t.first++
-	if t.first > 64 && t.first > len(t.queue)/2 {
-		n := copy(t.queue, t.queue[t.first:])
-		clear(t.queue[n:])
-		t.queue, t.first = t.queue[:n], 0
-	}
+	t.queue.pop()
 }
 
 // replay returns the outcome again.

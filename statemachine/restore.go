@@ -130,7 +130,7 @@ func (r *Restorer) RequestID(row []byte) error {
 		return err
 	}
 	t := &r.machine.requests
-	if t.byID[record.id] != nil || len(t.queue) > 0 && t.queue[len(t.queue)-1].index > record.index {
+	if t.byID[record.id] != nil || t.len() > 0 && t.queue.at(t.len()-1).index > record.index {
 		return fmt.Errorf("%w: request id %q of index %d", ErrInconsistent, record.id, record.index)
 	}
 	t.keep(record)

@@ -307,11 +307,72 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// BenchmarkPin measures what holds up the apply path, with 1,000,000 keys.
+// TestPinnedBytes: what is written of a pinned state, at once, in the midst of later entries and after them, are the bytes
+// that a copy of all tables at that moment gives.
+func TestPinnedBytes(t *testing.T) {
+	for seed := range uint64(4) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		log, m, index := machinetest.NewLog(testCluster, seed), statemachine.New(statemachine.Options{CompactionBudget: 5}), uint64(0)
+		next := func(entries int) {
+			for range entries {
+				index++
+				machinetest.Apply(t, m, index, log.Next())
+			}
+		}
+		next(30)
+		type pinned struct {
+			source *Source
+			want   []byte
+		}
+		var pins []pinned
+		compare := func(p pinned, between func()) {
+			var b bytes.Buffer
+			if _, err := p.source.Write(writerFunc(func(block []byte) (int, error) { between(); return b.Write(block) })); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(b.Bytes(), p.want) {
+				t.Fatalf("seed %d: the checkpoint of index %d, written at %d, is not what it was", seed, p.source.header.Index, index)
+			}
+		}
+		for range 40 {
+			next(1 + r.IntN(4))
+			p := pinned{source: Pin(m, testEpoch)}
+			naive := &Source{header: p.source.header, export: m.ExportAll(), snapshot: p.source.snapshot}
+			var b bytes.Buffer
+			if _, err := naive.Write(&b); err != nil {
+				t.Fatal(err)
+			}
+			p.want = b.Bytes()
+			compare(p, func() {})
+			pins = append(pins, p)
+			for len(pins) > 1+r.IntN(4) {
+				at := r.IntN(len(pins))
+				compare(pins[at], func() { next(r.IntN(3)) })
+				pins[at].source.Release()
+				pins = append(pins[:at], pins[at+1:]...)
+			}
+		}
+		for _, p := range pins {
+			compare(p, func() {})
+			p.source.Release()
+		}
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// BenchmarkPin measures what holds up the apply path, by the number of keys; statemachine's has the tables.
 func BenchmarkPin(b *testing.B) {
-	m := large(b, 1_000_000)
-	for b.Loop() {
-		Pin(m, testEpoch).Release()
+	for _, keys := range []int{1000, 1_000_000} {
+		b.Run(fmt.Sprint(keys), func(b *testing.B) {
+			m := large(b, keys)
+			b.ReportAllocs()
+			for b.Loop() {
+				Pin(m, testEpoch).Release()
+			}
+		})
 	}
 }
 

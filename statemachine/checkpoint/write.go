@@ -12,7 +12,7 @@ import (
 )
 
 // ErrRotten is returned where memory no longer holds what was applied.
-var ErrRotten = errors.New("a version is corrupt in memory")
+var ErrRotten = errors.New("the state is corrupt in memory")
 
 // Source is a state that is pinned.
 type Source struct {
@@ -21,8 +21,8 @@ type Source struct {
 	snapshot *keyspace.Snapshot
 }
 
-// Pin pins the present state. Called between two entries by the goroutine that applies, it is of exactly the entry before.
-// Release ends it.
+// Pin pins the present state, which takes no longer the more keys and leases there are. Called between two entries by the
+// goroutine that applies, it is of exactly the entry before. Release ends it.
 func Pin(m *statemachine.Machine, epoch uint64) *Source {
 	export, snapshot := m.Pin()
 	return &Source{export: export, snapshot: snapshot, header: Header{Summary: export.Summary, Epoch: epoch}}
@@ -32,7 +32,10 @@ func Pin(m *statemachine.Machine, epoch uint64) *Source {
 func (s *Source) Header() Header { return s.header }
 
 // Release lets go of the state. It may be called once, when no WriteTo runs.
-func (s *Source) Release() { s.snapshot.Release() }
+func (s *Source) Release() {
+	s.export.Release()
+	s.snapshot.Release()
+}
 
 // Write writes the checkpoint, in one call of w per block. An error is w's, or matches ErrRotten.
 func (s *Source) Write(w io.Writer) (Counts, error) {
@@ -63,7 +66,9 @@ func (s *Source) write(e *encoder) error {
 	if err := s.export.Leases(func(id int64, row []byte) error {
 		e.counts.Leases++
 		return e.record(kindLeases, uint64(id), row)
-	}); err != nil {
+	}); errors.Is(err, statemachine.ErrCorruptTable) {
+		return fmt.Errorf("%w: %w", ErrRotten, err)
+	} else if err != nil {
 		return err
 	}
 	if err := s.export.Requests(func(row []byte) error {
