@@ -69,7 +69,7 @@ func TestPinStays(t *testing.T) {
 			each(func(id int64) { table.Attach(id, []byte("key")) })
 		}
 		var pins []pinned
-		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			switch rapid.IntRange(0, 4).Draw(t, "step") {
 			case 0, 1, 2:
 				change()
@@ -184,6 +184,30 @@ func TestPinKeepsWhatChanges(t *testing.T) {
 	p.Release()
 	table.Remove(19, Revoked)
 	expect("after the release", 0)
+}
+
+// TestPinsAreOfTheirMoments: what one pin keeps is not what an earlier one kept, nor the other way round.
+func TestPinsAreOfTheirMoments(t *testing.T) {
+	table := NewTable()
+	table.Grant(1, 60, 1, 1)
+	var pins []*Pin
+	var want [][]Info
+	for index := uint64(2); index < 6; index++ {
+		pins, want = append(pins, table.Pin()), append(want, naivePin(table))
+		table.Adopt(1, index, index, time.Second)
+		table.Grant(int64(index), 60, 1, index)
+	}
+	table.Orphan(5, 1, time.Second)
+	table.Remove(1, Expired)
+	table.Remove(3, Expired)
+	for _, release := range []int{1, 3, 0, 2} {
+		for at, p := range pins {
+			if got := pinnedRows(p, func() {}); p.changed != nil && !slices.Equal(got, want[at]) {
+				t.Errorf("pin %d shows %+v, not %+v", at, got, want[at])
+			}
+		}
+		pins[release].Release()
+	}
 }
 
 // BenchmarkPin is what a checkpoint holds up apply for.
