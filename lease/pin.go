@@ -151,6 +151,15 @@ func (t *Table) keep(l *lease) {
 	l.version = t.version
 }
 
+// keepMany tells pins that keep is about to be called for so many rows.
+func (t *Table) keepMany(rows int) {
+	for _, p := range t.pins {
+		if len(p.changed) == 0 {
+			p.changed = make(map[int64]pinnedRow, rows)
+		}
+	}
+}
+
 // forget is keep for a row that is removed.
 func (t *Table) forget(l *lease) {
 	t.keep(l)

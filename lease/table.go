@@ -223,6 +223,7 @@ func (t *Table) Move(from, to, index uint64, fromSessionTime time.Duration) []Ch
 		return nil
 	}
 	changes := make([]Change, 0, len(owned))
+	t.keepMany(len(owned))
 	target := t.holder(to)
 	for _, o := range owned {
 		l := o.lease
@@ -247,6 +248,7 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 		return nil
 	}
 	changes := make([]Change, 0, len(owned))
+	t.keepMany(len(owned))
 	for _, o := range owned {
 		l := o.lease
 		t.keep(l)
@@ -267,6 +269,7 @@ func (t *Table) Orphan(session uint64, stamp int64, sessionTime time.Duration) [
 func (t *Table) RestartOrphans(stamp int64) {
 	all := t.orphans
 	t.orphans = make(orphanHeap, 0, len(all))
+	t.keepMany(len(all))
 	for _, l := range all {
 		t.keep(l)
 		l.orphanStamp = stamp

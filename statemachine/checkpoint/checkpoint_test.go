@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -307,6 +308,25 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
+// TestPinVisitsNoKey counts what a pin takes of memory: the same for one key and for many.
+func TestPinVisitsNoKey(t *testing.T) {
+	cost := func(keys int) (allocations, bytes uint64) {
+		m := large(t, keys)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		const pins = 100
+		for range pins {
+			Pin(m, testEpoch).Release()
+		}
+		runtime.ReadMemStats(&after)
+		return (after.Mallocs - before.Mallocs) / pins, (after.TotalAlloc - before.TotalAlloc) / pins
+	}
+	allocations, bytes := cost(32)
+	if a, b := cost(20_000); a > allocations+4 || b > bytes+1024 {
+		t.Errorf("%d allocations of %d bytes with 20,000 keys, %d of %d with 32", a, b, allocations, bytes)
+	}
+}
+
 // TestPinnedBytes: what is written of a pinned state, at once, in the midst of later entries and after them, are the bytes
 // that a copy of all tables at that moment gives.
 func TestPinnedBytes(t *testing.T) {
@@ -400,7 +420,7 @@ func BenchmarkRestore(b *testing.B) {
 	}
 }
 
-func large(b *testing.B, keys int) *statemachine.Machine {
+func large(b testing.TB, keys int) *statemachine.Machine {
 	m := statemachine.New(statemachine.Options{})
 	for i, e := range machinetest.Puts(testCluster, keys, 1) {
 		if _, err := m.Apply(uint64(i+1), 1, e.Kind, e, false); err != nil {
