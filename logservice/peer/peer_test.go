@@ -242,7 +242,6 @@ func TestTargetThatIsDown(t *testing.T) {
 	})
 }
 
-// What waits for a stream that breaks comes back as far as it is proposals.
 // However long a cut was, the stream is there again a few round trips after the heal.
 func TestStreamComesBackSoonAfterALongCut(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
@@ -266,6 +265,7 @@ func TestStreamComesBackSoonAfterALongCut(t *testing.T) {
 	})
 }
 
+// What waits for a stream that breaks comes back as far as it is proposals.
 func TestBrokenStreamGivesProposalsBack(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
 		hold := make(chan struct{})
