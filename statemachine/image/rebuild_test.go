@@ -271,6 +271,39 @@ func TestSlowDisk(t *testing.T) {
 	})
 }
 
+// TestPinWithinAnEntry: the state is pinned when an entry was applied, and Applied not called for it yet.
+func TestPinWithinAnEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 9, nil)
+		r.apply(100)
+		synctest.Wait()
+		var told *statemachine.Applied
+		r.before.Store(new(func(step string) error {
+			switch {
+			case step == stepStaging && told == nil:
+				r.applying.Lock()
+				e := r.log.Next()
+				r.entries = append(r.entries, e)
+				told = machinetest.Apply(t, r.m, r.m.Index()+1, e)
+				r.applying.Unlock()
+			case step == stepRename:
+				r.im.Applied(told)
+				r.apply(20)
+			}
+			return nil
+		}))
+		r.im.abandon(errDisk)
+		r.comesBack(time.Hour)
+		synctest.Wait()
+		if got := r.im.Rebuilds(); told == nil || got != (Rebuilds{Done: 1}) || r.im.CommittedIndex() < told.Index {
+			t.Errorf("%+v, image of %d, told %v", got, r.im.CommittedIndex(), told != nil)
+		}
+		r.before.Store(nil)
+		r.apply(1)
+		r.reopen()
+	})
+}
+
 // TestCrashWhileRebuilding looks at what a crash would leave before and after each step: the old image until the new one is
 // in its place, and never anything else.
 func TestCrashWhileRebuilding(t *testing.T) {
@@ -352,10 +385,13 @@ func TestDiskWithoutRoom(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var full atomic.Bool
 			full.Store(true)
+			var mu sync.Mutex
 			var attempts []time.Time
 			r := newRig(t, 3, func(c *Config) {
 				c.Room = func(path string, bytes uint64) error {
+					mu.Lock()
 					attempts = append(attempts, time.Now())
+					mu.Unlock()
 					if full.Load() && fails == "" {
 						return fmt.Errorf("%s, %d bytes: %w", path, bytes, syscall.ENOSPC)
 					}
@@ -378,14 +414,16 @@ func TestDiskWithoutRoom(t *testing.T) {
 				time.Sleep(4 * time.Minute)
 			}
 			synctest.Wait()
-			attempts = append([]time.Time{abandoned}, attempts...)
-			for i := range attempts[1:] {
+			mu.Lock()
+			began := append([]time.Time{abandoned}, attempts...)
+			mu.Unlock()
+			for i := range began[1:] {
 				want := min(10*time.Second<<i, 10*time.Minute)
-				if pause := attempts[i+1].Sub(attempts[i]); pause < want || pause > want+time.Second {
+				if pause := began[i+1].Sub(began[i]); pause < want || pause > want+time.Second {
 					t.Fatalf("%q: attempt %d after %s, want %s", fails, i, pause, want)
 				}
 			}
-			if n := uint64(len(attempts) - 1); n < 20 || r.im.Rebuilds() != (Rebuilds{Failed: n}) || !r.im.Abandoned() {
+			if n := uint64(len(began) - 1); n < 20 || r.im.Rebuilds() != (Rebuilds{Failed: n}) || !r.im.Abandoned() {
 				t.Fatalf("%q: %d attempts, %+v, abandoned %v", fails, n, r.im.Rebuilds(), r.im.Abandoned())
 			}
 			if r.im.pending.bytes > 0 || len(r.im.leases) > 0 {
@@ -459,11 +497,35 @@ func copyOf(t testing.TB, path string) string {
 	return to
 }
 
+// logBuffer is a log that is read while it is written.
+type logBuffer struct {
+	mu      sync.Mutex
+	content strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.content.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.content.String()
+}
+
+func (l *logBuffer) Reset() {
+	l.mu.Lock()
+	l.content.Reset()
+	l.mu.Unlock()
+}
+
 // TestRebuildUnderLoad: what is applied faster than it is written ends the attempt; what is applied faster than the disk
 // finishes it leaves a newer image, and another attempt. Neither keeps more than its bound.
 func TestRebuildUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var logged strings.Builder
+		var logged logBuffer
 		r := newRig(t, 5, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&logged, nil)) })
 		failedBy := func(reason error, load func(step string) error) {
 			t.Helper()
@@ -513,7 +575,7 @@ func TestRebuildUnderLoad(t *testing.T) {
 // TestRebuildHoldsBoundedMemory: versions that compaction would free, and that the making of a new image holds, end it.
 func TestRebuildHoldsBoundedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var logged strings.Builder
+		var logged logBuffer
 		r := newRig(t, 6, func(c *Config) {
 			c.Logger = slog.New(slog.NewTextHandler(&logged, nil))
 			c.RebuildHeldBytes = 100 << 10
