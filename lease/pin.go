@@ -42,6 +42,9 @@ func (t *Table) Pin() *Pin {
 	return p
 }
 
+// Pins returns how many pins are held.
+func (t *Table) Pins() int { return len(t.pins) }
+
 // Release ends the pin; once more does nothing.
 func (p *Pin) Release() {
 	if at := slices.Index(p.table.pins, p); at >= 0 {

@@ -88,6 +88,13 @@ func (m *Machine) LeaseCount() int {
 	return m.leases.Len()
 }
 
+// Pins returns how many exports of Pin were not released yet: each makes changes of leases dearer.
+func (m *Machine) Pins() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.leases.Pins()
+}
+
 // Lease returns one lease.
 func (m *Machine) Lease(id int64) (lease.Info, bool) {
 	m.mu.RLock()

@@ -150,6 +150,9 @@ func (im *Image) attempt() (*stateReader, error) {
 			}
 		}
 	}
+	if last != nil && last.export != nil {
+		defer last.export.Release()
+	}
 	if readErr := <-read; err == nil {
 		err = readErr
 	}
@@ -233,7 +236,7 @@ func (im *Image) finish(b *Builder, last *piece) error {
 	return err
 }
 
-// join pins the state, and begins to collect what is applied after it.
+// join pins the state, and begins to collect what is applied after it. Export and snapshot are to be released.
 func (im *Image) join() (*piece, *keyspace.Snapshot, error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
@@ -329,11 +332,14 @@ func (r *stateReader) run(held *keyspace.Snapshot) error {
 	}
 	_, err = r.history(later, held)
 	held.Release()
-	if held = later; err != nil {
-		return err
+	if held = later; err == nil {
+		last.rows, last.bytes = r.piece.rows, r.piece.bytes
+		err = r.send(*last)
 	}
-	last.rows, last.bytes = r.piece.rows, r.piece.bytes
-	return r.send(*last)
+	if err != nil {
+		last.export.Release() // who gets it releases it otherwise
+	}
+	return err
 }
 
 // base sends the keys that exist at the compact revision and were changed last below it. The index has them by key, and the

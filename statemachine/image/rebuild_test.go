@@ -56,7 +56,10 @@ func newRig(t testing.TB, seed uint64, change func(*Config)) *rig {
 		change(&r.config)
 	}
 	r.begin()
-	t.Cleanup(func() { r.im.Close(false) })
+	t.Cleanup(func() {
+		r.im.Close(false)
+		r.mustHaveReleased()
+	})
 	return r
 }
 
@@ -84,6 +87,12 @@ func (r *rig) begin() {
 		syncDirectory: func(path string) error { return r.step(stepSync, func() error { return syncDirectory(path) }) },
 	}
 	im.Start(m, known)
+}
+
+func (r *rig) mustHaveReleased() {
+	if pins := r.m.Pins(); pins != 0 {
+		r.t.Errorf("%d pins of the tables were never released", pins)
+	}
 }
 
 func (r *rig) step(name string, do func() error) error {
@@ -160,6 +169,7 @@ func (r *rig) reopen() {
 	index := r.m.Index()
 	r.im.Close(true)
 	r.mustHold(r.config.Path, index, index)
+	r.mustHaveReleased()
 	r.begin()
 }
 
