@@ -10,7 +10,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 # Packages whose concurrency the race detector looks at in `make test`: all but those that run whole clusters, whose parts
 # are looked at by themselves (`make race` takes them too), those that build processes of their own, and the simulation,
 # which is single-threaded.
-OWN_PROCESSES = -e /test/e2e -e /test/chaos -e /api/proto -e /logservice/mutation -e /test/sim -e /docs/tutorials
+OWN_PROCESSES = -e /test/e2e -e /test/chaos -e /api/proto -e /logservice/mutation -e /test/mutation -e /test/sim -e /docs/tutorials
 RACE_PACKAGES = $(shell $(GO) list ./... | grep -v $(OWN_PROCESSES) -e /test/cluster)
 # Packages in which long or single-threaded tests do less under the race detector (raceEnabled, in their norace_test.go): they
 # run once more without it, in full. The log service is one of them, and runs with all its schedules.
@@ -43,7 +43,7 @@ release-check: ## Build a release twice, in two places, and compare every byte (
 test: ## Run everything that must hold, with the race detector where it pays
 	$(GO) vet ./...
 	$(GO) test -vet=off -race -timeout 9m $(RACE_PACKAGES)
-	$(GO) test -vet=off -timeout 9m ./test/cluster ./test/e2e/... ./test/chaos ./logservice/mutation ./test/sim \
+	$(GO) test -vet=off -timeout 9m ./test/cluster ./test/e2e/... ./test/chaos ./logservice/mutation ./test/mutation ./test/sim \
 		./docs/tutorials/programs $(SAMPLED_PACKAGES)
 	$(GO) test -vet=off -timeout 9m ./logservice -simulate.seeds 2000
 
@@ -80,8 +80,9 @@ model: ## Let spin search the model of publication and read rounds (LIMIT second
 	logservice/spec/run.sh
 
 .PHONY: mutants
-mutants: ## Break each rule of the log service in turn, and write down how soon the schedules show it
-	$(GO) test -count 1 -timeout 0 -v ./logservice/mutation -mutation.table $(CURDIR)/logservice/MUTANTS.md
+mutants: ## Plant mistakes in the log service and in the whole system, one at a time, and write down what finds each (ONLY=pattern)
+	$(if $(ONLY),,$(GO) test -count 1 -timeout 0 -v ./logservice/mutation -mutation.table $(CURDIR)/logservice/MUTANTS.md)
+	$(GO) test -count 1 -timeout 0 -v ./test/mutation -mutation.table $(CURDIR)/docs/mutants.md -mutation.only '$(ONLY)'
 
 .PHONY: lease-scale
 lease-scale: ## Renew 100,000 leases in virtual time and count entries and bytes between regions (about a minute)

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -51,6 +52,15 @@ func TestLeaseMetrics(t *testing.T) {
 	} {
 		if value, ok := got[name]; !ok || value != want {
 			t.Errorf("%s is %v (%v), want %v", name, value, ok, want)
+		}
+	}
+}
+
+// The time that a lease has left is told in whole seconds that are there.
+func TestWholeSecondsAreThere(t *testing.T) {
+	for left, want := range map[time.Duration]int64{-time.Second: 0, 999 * time.Millisecond: 0, time.Second: 1, 1999 * time.Millisecond: 1} {
+		if got := wholeSeconds(left); got != want {
+			t.Errorf("%v is told as %d s, want %d", left, got, want)
 		}
 	}
 }

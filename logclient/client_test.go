@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -49,6 +50,8 @@ type fakeMember struct {
 	appended     []uint64
 	rounds       []uint64
 	reject       *logv1.AppendRejection
+	// deaf members take no proposals.
+	deaf bool
 	// reporting takes reports; nil for a member that does not know them.
 	reporting *reportingMember
 }
@@ -173,6 +176,10 @@ func (m *fakeMember) Tail(request *logv1.TailRequest, stream logv1.LogService_Ta
 func (m *fakeMember) Append(stream logv1.LogService_AppendServer) error {
 	if err := stream.Send(&logv1.AppendResponse{Handshake: m.handshake()}); err != nil {
 		return err
+	}
+	if m.deaf {
+		<-stream.Context().Done()
+		return stream.Context().Err()
 	}
 	for {
 		request, err := stream.Recv()
@@ -397,7 +404,10 @@ func TestAnotherClusterIsFinal(t *testing.T) {
 		l.serve("us", 1)
 		c := l.open(Config{Members: []string{"us:1"}, ClusterID: 6})
 		defer c.Close()
-		<-c.Done()
+		select {
+		case <-c.Done():
+		case <-time.After(time.Minute):
+		}
 		if !errors.Is(c.Err(), ErrOtherLog) {
 			t.Errorf("another cluster: %v", c.Err())
 		}
@@ -517,6 +527,33 @@ func TestAppendsInOrder(t *testing.T) {
 		if len(r.rejected) != 1 || r.rejected[0] != 7 {
 			t.Errorf("rejected %v", r.rejected)
 		}
+	})
+}
+
+// What waited for a stream that was lost does not go to the next one: its mirror knows of the loss, and sends it again itself.
+func TestProposalsStayOnTheirStream(t *testing.T) {
+	bubble(t, func(t *testing.T, l *fakeLog) {
+		us := l.serve("us", 1)
+		us.deaf = true
+		eu := l.serve("eu", 1)
+		c := l.open(Config{})
+		defer c.Close()
+		a := c.Appender(&recorder{})
+		time.Sleep(time.Second)
+		a.Send(&logv1.Proposal{Seq: 1, Payload: make([]byte, 900<<10)}) // more than the member takes unread
+		time.Sleep(time.Second)
+		a.Send(&logv1.Proposal{Seq: 2}) // waits for the member to read
+		time.Sleep(time.Second)
+		a.Send(&logv1.Proposal{Seq: 3}) // waits behind it
+		us.server.Stop()
+		time.Sleep(time.Second)
+		a.Send(&logv1.Proposal{Seq: 4})
+		time.Sleep(time.Second)
+		eu.with(func() {
+			if !slices.Equal(eu.appended, []uint64{4}) {
+				t.Errorf("the next stream carried %v", eu.appended)
+			}
+		})
 	})
 }
 

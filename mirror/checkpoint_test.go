@@ -13,7 +13,9 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/machinetest"
@@ -36,10 +38,10 @@ func TestCheckpointsAgree(t *testing.T) {
 		first, _, _ := a.SessionHolder()
 		second, _, _ := b.SessionHolder()
 		for range 2 {
-			l.request(1, first, second)
+			asked := l.request(1, first, second)
 			x, y := l.reported(first), l.reported(second)
-			if !logclient.SameCheckpoint(x, y) {
-				t.Fatalf("%v and %v", x, y)
+			if !logclient.SameCheckpoint(x, y) || x.GetIndex() != asked {
+				t.Fatalf("%v and %v, asked for at %d", x, y, asked)
 			}
 			l.put(b, 30)
 		}
@@ -245,14 +247,53 @@ func TestBootstrapFaults(t *testing.T) {
 				t.Errorf("byte %d altered: %v", at, err)
 			}
 		}
+		// A good one under the name of another, too.
+		named := us.held
+		l.with(func() {
+			us.flip, us.held = -1, proto.CloneOf(named)
+			us.held.Sha256[0] ^= 1
+		})
+		if err := l.bootstrap("ap"); !errors.Is(err, ErrBadCheckpoint) {
+			t.Errorf("under the name of another: %v", err)
+		}
 		if now, err := os.ReadFile(image); err != nil || !bytes.Equal(now, whole) {
 			t.Errorf("the image was touched: %v", err)
 		}
-		l.with(func() { us.flip = -1 })
+		l.with(func() { us.held = named })
 		if err := l.bootstrap("ap"); err != nil {
 			t.Fatal(err)
 		}
 		l.sameState(a, l.ready("ap"))
+	})
+}
+
+// A linearizable read waits until what its round stands for is applied here, not only until the round is answered.
+func TestLinearizableReadWaitsForItsApply(t *testing.T) {
+	fakeBubble(t, func(t *testing.T, l *fakeLog) {
+		l.serve("us")
+		m := l.ready("us")
+		applied := m.AppliedIndex()
+		l.with(func() { l.withheldFrom = uint64(len(l.entries) + 1) })
+		index := l.append(logv1.EntryKind_ENTRY_KIND_TICK, 0, 0, nil)
+		type answer struct {
+			index, applied uint64
+			err            error
+		}
+		answers := make(chan answer, 1)
+		go func() {
+			index, err := m.Linearize(t.Context())
+			answers <- answer{index, m.AppliedIndex(), err}
+		}()
+		time.Sleep(time.Second)
+		select {
+		case a := <-answers:
+			t.Fatalf("%+v, nothing above %d was delivered", a, applied)
+		default:
+		}
+		l.with(func() { l.withheldFrom = 0 })
+		if a := <-answers; a.err != nil || a.index < index || a.applied < a.index {
+			t.Errorf("%+v, want the entry %d applied", a, index)
+		}
 	})
 }
 

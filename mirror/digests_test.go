@@ -62,6 +62,9 @@ func (c *testCluster) rebuilt(region, key, value string) {
 	if _, err := os.Stat(filepath.Join(c.directory, region, quarantineFile)); err == nil {
 		c.t.Error("the quarantine has not ended")
 	}
+	if _, err := os.Stat(filepath.Join(c.directory, region, imageFile+".bad")); err != nil {
+		c.t.Errorf("the image was not set aside: %v", err)
+	}
 	if got := get(m, key); got != value {
 		c.t.Errorf("%s is %q after the rebuild, want %q", key, got, value)
 	}

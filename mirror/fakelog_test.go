@@ -31,7 +31,9 @@ type fakeLog struct {
 
 	mu      sync.Mutex
 	entries []*logv1.Entry
-	members map[string]*fakeMember
+	// withheldFrom is the first entry that is published and sent to nobody; zero for none.
+	withheldFrom uint64
+	members      map[string]*fakeMember
 	// reports are what the builders of the newest request have said, by session.
 	reports map[uint64]*logv1.CheckpointName
 	changed chan struct{}
@@ -121,6 +123,14 @@ func (l *fakeLog) append(kind logv1.EntryKind, session, seq uint64, payload []by
 	return index
 }
 
+// sentUpTo is the last entry that tails are given. The caller holds mu.
+func (l *fakeLog) sentUpTo() uint64 {
+	if l.withheldFrom > 0 {
+		return l.withheldFrom - 1
+	}
+	return uint64(len(l.entries))
+}
+
 // request asks sessions for a checkpoint and returns its index.
 func (l *fakeLog) request(format uint32, sessions ...uint64) uint64 {
 	payload, err := proto.Marshal(&logv1.CheckpointRequest{BuilderSessions: sessions, FormatVersion: format})
@@ -178,8 +188,8 @@ func (m *fakeMember) Tail(request *logv1.TailRequest, stream logv1.LogService_Ta
 		var failed error
 		if next < m.first {
 			failed = status.Errorf(codes.OutOfRange, "first index is %d", m.first)
-		} else if next <= answer.PublishedIndex {
-			answer.Entries = l.entries[next-1 : min(answer.PublishedIndex, next+99)]
+		} else if end := min(l.sentUpTo(), next+99); next <= end {
+			answer.Entries = l.entries[next-1 : end]
 		}
 		if first {
 			answer.Handshake, answer.Membership = l.handshake(m.region), l.membership()

@@ -209,7 +209,7 @@ func TestWatchSemantics(t *testing.T) {
 	bubble("previous and filters", t, Config{}, func(t *testing.T, f *fixture) {
 		requests := []Request{{PreviousKV: true}, {NoPut: true}, {NoDelete: true}, {NoPut: true, NoDelete: true}}
 		want := []string{
-			"0@4 put a=2@2 put a=3@3<2 delete a=@4<3", "0@4 delete a=@4", "0@4 put a=2@2 put a=3@3", "nothing",
+			"0@5 put a=2@2 put a=3@3<2 delete a=@4<3 put a=5@5", "0@5 delete a=@4", "0@5 put a=2@2 put a=3@3 put a=5@5", "nothing",
 		}
 		live := make([]*Stream, len(requests))
 		for i, r := range requests {
@@ -218,7 +218,7 @@ func TestWatchSemantics(t *testing.T) {
 			mustWatch(t, live[i], r)
 			next(t, live[i])
 		}
-		f.put("a", "a", "-a")
+		f.put("a", "a", "-a", "a")
 		for i, r := range requests {
 			past := f.stream()
 			r.Key, r.StartRevision = []byte("a"), 1

@@ -149,6 +149,27 @@ func TestLeaseEndsAtItsDeadline(t *testing.T) {
 	})
 }
 
+// What entries say of the time moves no deadline: a keeper counts by its own clock.
+func TestLogTimeMovesNoDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, k := newFakeMirror(t, nil)
+		k.Applied(&statemachine.Applied{LogTime: int64(time.Second)})
+		m.grant(1, 5, fakeSession)
+		k.Applied(&statemachine.Applied{LogTime: int64(time.Hour)})
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		if _, ok := m.Lease(1); !ok || k.Stats().Expirations != 0 {
+			t.Fatal("its end was proposed too early")
+		}
+		k.Applied(&statemachine.Applied{LogTime: int64(time.Hour)})
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if _, ok := m.Lease(1); ok {
+			t.Fatal("it did not end")
+		}
+	})
+}
+
 func TestConcurrentRenewalsShareOneAdoption(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, k := newFakeMirror(t, nil)
@@ -181,8 +202,11 @@ func TestUndecidedEndConfirmsNothing(t *testing.T) {
 		m.mu.Lock()
 		m.down = true
 		m.mu.Unlock()
+		// The first proposal has come to nothing, as far as is known, and the next one is not made yet. Whether it will be
+		// applied is open.
+		time.Sleep(5*time.Second + 200*time.Millisecond)
+		wantRenewed(t, k, 1, 0, ErrUnavailable)
 		time.Sleep(6 * time.Second)
-		// The first proposals came to nothing, as far as is known. Whether they will be applied is open.
 		wantRenewed(t, k, 1, 0, ErrUnavailable)
 		m.mu.Lock()
 		m.down = false

@@ -218,6 +218,26 @@ func TestPinned(t *testing.T) {
 	}
 }
 
+// Blocks that are all whole, but not those that the end tells of, are refused.
+func TestRecordsAreCounted(t *testing.T) {
+	for _, wrong := range []Counts{{Leases: 1}, {RequestIDs: 1}, {Base: 1}, {History: 1}} {
+		s := Pin(applied(t, 6, 200), testEpoch)
+		var content bytes.Buffer
+		err := s.write(&encoder{w: &content, counts: wrong})
+		s.Release()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := NewReader(&content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := r.Restore(statemachine.Options{}, nil); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%+v more than there are: %v", wrong, err)
+		}
+	}
+}
+
 func TestRottenMemory(t *testing.T) {
 	m := applied(t, 5, 200)
 	sn := m.Space().Acquire()

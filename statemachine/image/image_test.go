@@ -89,6 +89,43 @@ func TestCrashAnywhere(t *testing.T) {
 	})
 }
 
+// TestACommitIsOneTransaction: rows and the index that they are the state after become durable together or not at all, so that
+// the end of a process between two transactions is never one between those two.
+func TestACommitIsOneTransaction(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	log := machinetest.NewLog(testIdentity.ClusterID, 5)
+	transactions := func() (id int) {
+		db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = db.Close() }()
+		if err := db.View(func(tx *bbolt.Tx) error {
+			id = tx.ID()
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	before := 0
+	for life := range 5 {
+		im, m := begin(t, testConfig(path))
+		for range 20 {
+			im.Applied(machinetest.Apply(t, m, m.Index()+1, log.Next()))
+		}
+		im.Close(true)
+		if im.CommittedIndex() != m.Index() {
+			t.Fatalf("committed %d of %d", im.CommittedIndex(), m.Index())
+		}
+		now := transactions()
+		if life > 0 && now != before+1 {
+			t.Errorf("%d transactions for one commit", now-before)
+		}
+		before = now
+	}
+}
+
 // written goes on writing a file for a number of entries and returns the state at each commit.
 func written(t testing.TB, path string, log *machinetest.Log, entries int) map[uint64]string {
 	im, m := begin(t, testConfig(path))

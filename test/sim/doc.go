@@ -41,6 +41,8 @@
 // open, and no such build that goes on beyond it.
 // At the end: everything that test/check has, members' logs and frontends' states at rest, and that each of them scrubs clean.
 //
+// test/mutation plants mistakes in the code that runs here, and docs/mutants.md says which of these checks finds each.
+//
 // Each kind of fault counts how often it came, and so does what must come of faults; TestSeeds fails where one stays below
 // its floor. A failing seed prints the last things that happened, and is kept in regressions.
 package sim

@@ -1,0 +1,55 @@
+package mutation
+
+const ids = "idgen"
+
+var idMutants = []mutant{
+	{name: "node-from-its-beginning", rule: "a node number is granted again for times that were granted before", profile: "processes", within: 10,
+		tests: []unit{{sm, "TestIDNodesUsedUp|TestIDNodesAreHeldByOne|TestAgainstModel|TestTranscripts"}},
+		patches: []patch{{"statemachine/ids.go", `After: nodes[free].until, Until: g.Until}`,
+			`After: mutant.Pick("node-from-its-beginning", nodes[free].until, 0), Until: g.Until}`}}},
+	{name: "node-of-an-open-session", rule: "a node number that an open session holds is granted to another", unseen: "times are never granted twice, so no id is given twice",
+		tests: []unit{{sm, "TestIDNodesUsedUp|TestIDNodesAreHeldByOne|TestAgainstModel|TestTranscripts"}},
+		patches: []patch{{"statemachine/ids.go", `else if _, open := m.sessions.open[holder]; open {`,
+			`else if _, open := m.sessions.open[holder]; open && !mutant.On("node-of-an-open-session") {`}}},
+	{name: "lost-node-extended", rule: "a holder that lost its number and got it back takes up its old times", profile: "processes", within: 20,
+		tests: []unit{{sm, "TestIDNodesUsedUp|TestIDNodesAreHeldByOne|TestAgainstModel|TestTranscripts"}},
+		patches: []patch{{"statemachine/ids.go", `if node.holder != e.session.ID || node.until != x.From {`,
+			`if node.holder != e.session.ID || node.until != x.From && !mutant.On("lost-node-extended") {`}}},
+	{name: "segment-overlaps", rule: "a block of a range begins with the last number of the one before", profile: "everything", within: 5, quick: true,
+		tests:   []unit{{sm, "TestAgainstModel|TestTranscripts"}},
+		patches: []patch{{"statemachine/ids.go", `r.next += result.Count`, `r.next += result.Count - mutant.Pick[int64]("segment-overlaps", 0, 1)`}}},
+	{name: "sequence-repeats", rule: "a sequence gives the numbers of a command again", profile: "everything", within: 5,
+		tests: []unit{{sm, "TestAgainstModel|TestTranscripts"}},
+		patches: []patch{{"statemachine/ids.go", `m.ids.setSequence(n.Name, last+n.Count)`,
+			`m.ids.setSequence(n.Name, last+mutant.Pick("sequence-repeats", n.Count, 1))`}}},
+	{name: "ids-begin-at-the-clock", rule: "ids begin at the clock, not after what was granted before", profile: "processes", within: 10,
+		tests: []unit{{ids, "TestNoIDTwice|TestGrantIsTheBound"}},
+		patches: []patch{{"idgen/node.go", `c.time, c.sequence = max(result.After, c.last)+1, 0`,
+			`c.time, c.sequence = mutant.Pick("ids-begin-at-the-clock", max(result.After, c.last)+1, c.unit()), 0`}}},
+	{name: "ids-follow-the-clock-back", rule: "ids go back with a clock that steps back", profile: "clocks", within: 10,
+		tests: []unit{{ids, "TestNoIDTwice|TestIDsFollowTheClock"}},
+		patches: []patch{
+			{"idgen/node.go", `c.clock = max(now.wall-statemachine.IDEpoch, c.floor+max(int64(now.elapsed-c.floorElapsed), 0))`,
+				`c.clock = max(now.wall-statemachine.IDEpoch, c.floor+max(int64(now.elapsed-c.floorElapsed), 0))
+	if mutant.On("ids-follow-the-clock-back") || mutant.On("clock-back-stops-ids") {
+		c.clock = now.wall - statemachine.IDEpoch
+	}`},
+			{"idgen/node.go", `unit := min(c.unit(), c.until+1); unit > c.time {`,
+				`unit := min(c.unit(), c.until+1); unit > c.time || unit < c.time-1 && mutant.On("ids-follow-the-clock-back") {`}}},
+	{name: "clock-back-stops-ids", rule: "ids stop until a clock that stepped back has caught up", unseen: "a client that gets none asks again later",
+		tests: []unit{{ids, "TestIDsFollowTheClock|TestGenerators"}}},
+	{name: "beyond-the-grant", rule: "ids are given beyond the time that was granted", profile: "clocks", within: 10,
+		tests: []unit{{ids, "TestGrantIsTheBound|TestNoIDTwice"}},
+		patches: []patch{{"idgen/node.go", `highest := min(c.unit()+c.ahead, c.until)`,
+			`highest := mutant.Pick("beyond-the-grant", min(c.unit()+c.ahead, c.until), c.unit()+c.ahead)`}}},
+	{name: "full-unit-repeats", rule: "a unit of time whose ids are used up begins anew", unseen: "it does not ask for so many",
+		tests:   []unit{{ids, "TestNoIDTwice|TestIDsFollowTheClock|TestGrantIsTheBound"}},
+		patches: []patch{{"idgen/node.go", "\t\t\tc.time, c.sequence = c.time+1, 0\n", "\t\t\tc.time, c.sequence = mutant.Pick(\"full-unit-repeats\", c.time+1, c.time), 0\n\t\t\tif mutant.On(\"full-unit-repeats\") {\n\t\t\t\tbreak\n\t\t\t}\n"}}},
+	{name: "given-back-twice", rule: "numbers that are given back stay with their caller's block as well", unseen: "its callers never give back",
+		tests: []unit{{ids, "TestNoNumberTwice|TestSegments|TestSegmentAsksForWhatIsWaitedFor"}},
+		patches: []patch{{"idgen/segment.go", `slices.Concat(blocks, c.blocks) }`,
+			`slices.Concat(blocks, mutant.Pick("given-back-twice", nil, blocks), c.blocks) }`}}},
+	{name: "sequence-shared-twice", rule: "calls that share a command of a sequence get the same numbers", unseen: "its clients do not share commands",
+		tests:   []unit{{ids, "TestSequence"}},
+		patches: []patch{{"idgen/sequence.go", `next += call.count`, `next += mutant.Pick("sequence-shared-twice", call.count, 0)`}}},
+}
