@@ -195,6 +195,7 @@ func TestRebuildAgainstMachine(t *testing.T) {
 				c.CompactRows = rapid.IntRange(1, 20).Draw(rt, "rows of a compaction")
 				c.RebuildRows = rapid.IntRange(1, 30).Draw(rt, "rows of a window")
 			})
+			r.apply(1) // whose state it is: before that there is none to make an image of
 			for range rapid.IntRange(1, 4).Draw(rt, "times") {
 				r.apply(rapid.IntRange(0, 60).Draw(rt, "entries"))
 				synctest.Wait()
