@@ -1,6 +1,7 @@
 package logservice
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -116,6 +117,9 @@ func decodeSealed(b []byte) (s sealedCheckpoint, err error) {
 		s.point.decode(number, value)
 		return nil
 	})
+	if err == nil && s.name == (CheckpointName{}) {
+		err = errors.New("logservice: a sealed checkpoint without a name")
+	}
 	return s, err
 }
 
