@@ -136,12 +136,16 @@ func readSegmentHeader(file disk.File, path string, size int64) (h segmentHeader
 		length != alignSector(segmentFixedBytes+membership) || length > contentSize(size) {
 		return h, damaged("not a segment header")
 	}
-	if version := le.Uint32(fixed[8:]); version != segmentVersion {
-		return h, fmt.Errorf("segment: %s has format version %d, this program reads %d", path, version, segmentVersion)
-	}
 	b, err := newSectors(file, path, le.Uint64(fixed[16:])).read(nil, 0, length)
 	if err != nil {
 		return h, err
+	}
+	if version := le.Uint32(fixed[8:]); version != segmentVersion {
+		le.PutUint32(b[8:], segmentVersion)
+		if le.Uint32(b[128:]) == segmentHeaderCRC(b) {
+			return h, damaged(fmt.Sprintf("a header of format version %d says %d", segmentVersion, version))
+		}
+		return h, fmt.Errorf("segment: %s has format version %d, this program reads %d", path, version, segmentVersion)
 	}
 	if le.Uint32(b[128:]) != segmentHeaderCRC(b) || le.Uint32(b[132:]) != 0 {
 		return h, damaged("segment header does not match its checksum")

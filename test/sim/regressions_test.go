@@ -10,6 +10,8 @@ var regressions = []struct {
 }{
 	{30, "a frontend went round removed members for ever, which seemed well because nobody probed them any more " +
 		"(logclient: TestLeavesRemovedMembersForGood)"},
+	{1001550, "rot in the version of a segment's header was told as a log of a later program, not as damage " +
+		"(logservice/segment: TestEveryDamagedByteIsFound)"},
 }
 
 func TestRegressions(t *testing.T) {
