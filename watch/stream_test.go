@@ -55,6 +55,19 @@ func (f *fixture) put(keys ...string) {
 	f.hub.Applied(&statemachine.Applied{Index: f.index, Events: events, Revision: f.revision})
 }
 
+// transaction puts keys in one revision.
+func (f *fixture) transaction(keys ...string) {
+	f.revision++
+	f.index++
+	var events []statemachine.Event
+	for sub, k := range keys {
+		kv, previous, existed := f.space.Put([]byte(k), fmt.Append(nil, f.revision), 0, f.revision, int64(sub))
+		events = append(events, statemachine.Event{Put: true, KV: kv, Previous: previous, HasPrevious: existed})
+	}
+	f.space.Publish(f.index, f.revision)
+	f.hub.Applied(&statemachine.Applied{Index: f.index, Events: events, Revision: f.revision})
+}
+
 func (f *fixture) stream() *Stream {
 	s := open(f.hub, StreamOptions{})
 	f.t.Cleanup(s.Close)
@@ -340,6 +353,18 @@ func TestFragments(t *testing.T) {
 		f.put("a", "a", "a", "a")
 		expect(t, whole, "0@1 created", "0@5 put a=2@2 put a=3@3 put a=4@4 put a=5@5")
 		expect(t, split, "0@1 created", "0@5 fragment put a=2@2 put a=3@3", "0@5 put a=4@4 put a=5@5")
+	})
+}
+
+// TestARevisionIsOneResponse: however little a response is to hold, the events of one revision come in one.
+func TestARevisionIsOneResponse(t *testing.T) {
+	bubble("live", t, Config{MaxResponseBytes: 1}, func(t *testing.T, f *fixture) {
+		s := f.stream()
+		mustWatch(t, s, Request{Key: []byte("a"), End: []byte("z")})
+		expect(t, s, "0@1 created")
+		f.transaction("a", "b", "c")
+		f.transaction("a", "b")
+		expect(t, s, "0@2 put a=2@2 put b=2@2 put c=2@2", "0@3 put a=3@3 put b=3@3")
 	})
 }
 

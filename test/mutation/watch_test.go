@@ -53,7 +53,7 @@ var watchMutants = []mutant{
 		tests:   []unit{{watches, model + "|TestWatchSemantics"}},
 		patches: []patch{{"watch/hub.go", `h.cancel(w, ErrCompacted, lowest)`, `h.cancel(w, ErrCompacted, mutant.Pick("compacted-without-revision", lowest, 0))`}}},
 	{name: "revision-in-two-responses", rule: "events of one revision come in two responses, live", profile: "everything", within: 20,
-		tests: []unit{{watches, model + "|TestWatchSemantics"}},
+		tests: []unit{{watches, model + "|TestARevisionIsOneResponse"}},
 		patches: []patch{{"watch/hub.go", `if bytes > h.config.MaxResponseBytes && events[i].KV.ModRevision != events[i-1].KV.ModRevision {`,
 			`if bytes > h.config.MaxResponseBytes && (events[i].KV.ModRevision != events[i-1].KV.ModRevision || mutant.On("revision-in-two-responses")) {`}}},
 	{name: "revision-in-two-slices", rule: "a slice of history ends within a revision", profile: "everything", within: 10, tests: []unit{{watches, model}},
