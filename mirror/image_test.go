@@ -3,18 +3,16 @@ package mirror
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/logmirror/logmirror/statemachine"
+	"github.com/logmirror/logmirror/statemachine/machinetest"
 )
 
 // counter counts what a mirror applies.
@@ -108,21 +106,10 @@ func TestRestartFromTheImage(t *testing.T) {
 // TestImageComesBack: a disk that takes no more makes the mirror go on without its image. With room again the image comes back
 // by itself, and a restart reads next to nothing of the log.
 func TestImageComesBack(t *testing.T) {
-	if !ownProcess(t) {
+	limit := machinetest.LimitFileSize(t)
+	if limit == nil {
 		return
 	}
-	signal.Ignore(syscall.SIGXFSZ)
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
-		t.Fatal(err)
-	}
-	limit := func(bytes uint64) {
-		t.Helper()
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer limit(before.Cur)
 	bubble(t, func(t *testing.T, c *testCluster) {
 		count, registry := &counter{}, prometheus.NewRegistry()
 		c.config = func(config *Config) {
@@ -135,7 +122,7 @@ func TestImageComesBack(t *testing.T) {
 		m := c.start("eu")
 		c.put("eu", "key", "before")
 		limit(16 << 10)
-		defer limit(before.Cur)
+		defer limit(0)
 		puts := 0
 		c.await(time.Minute, "the image is abandoned", func() bool {
 			puts++
@@ -152,7 +139,7 @@ func TestImageComesBack(t *testing.T) {
 		c.await(time.Minute, "an attempt has failed", func() bool {
 			return gathered(t, registry, "logmirror_mirror_image_rebuilds_total", "failed") > 0
 		})
-		limit(before.Cur)
+		limit(0)
 		c.await(time.Hour, "the image is back", func() bool { return !m.image.Abandoned() })
 		if got := gathered(t, registry, "logmirror_mirror_image_rebuilds_total", "done"); got != 1 {
 			t.Errorf("%v images were made", got)
@@ -193,20 +180,4 @@ func gathered(t *testing.T, registry *prometheus.Registry, name, outcome string)
 	}
 	t.Fatalf("there is no %s of outcome %q", name, outcome)
 	return 0
-}
-
-// ownProcess runs the test once more, in a process of its own, where it returns true: a limit holds for a whole process, and the
-// testing framework writes files too. Here it tells what came of that, and returns false.
-func ownProcess(t *testing.T) bool {
-	t.Helper()
-	const variable = "LOGMIRROR_TEST_IN_OWN_PROCESS"
-	if os.Getenv(variable) == t.Name() {
-		return true
-	}
-	command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1")
-	command.Env = append(os.Environ(), variable+"="+t.Name())
-	if output, err := command.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, output)
-	}
-	return false
 }

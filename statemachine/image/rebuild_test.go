@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -461,21 +459,10 @@ func TestDiskWithoutRoom(t *testing.T) {
 
 // TestFileSizeLimit is a real disk that takes no more, as far as a process can make one for itself.
 func TestFileSizeLimit(t *testing.T) {
-	if !ownProcess(t) {
+	limit := machinetest.LimitFileSize(t)
+	if limit == nil {
 		return
 	}
-	signal.Ignore(syscall.SIGXFSZ)
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
-		t.Fatal(err)
-	}
-	limit := func(bytes uint64) {
-		t.Helper()
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer limit(before.Cur)
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 4, nil)
 		r.apply(100)
@@ -490,7 +477,7 @@ func TestFileSizeLimit(t *testing.T) {
 		if got := r.im.Rebuilds(); !r.im.Abandoned() || got.Failed == 0 || got.Done > 0 || r.im.CommittedIndex() != old {
 			t.Fatalf("abandoned %v, %+v, image of %d, was of %d", r.im.Abandoned(), got, r.im.CommittedIndex(), old)
 		}
-		limit(before.Cur)
+		limit(0)
 		r.mustHold(copyOf(t, r.config.Path), old, old)
 		r.comesBack(11 * time.Minute)
 		r.apply(10)
@@ -655,20 +642,4 @@ func TestScrubGivesWay(t *testing.T) {
 		r.mustScrub()
 		r.im.Close(true)
 	})
-}
-
-// ownProcess runs the test once more, in a process of its own, where it returns true: a limit holds for a whole process, and the
-// testing framework writes files too. Here it tells what came of that, and returns false.
-func ownProcess(t *testing.T) bool {
-	t.Helper()
-	const variable = "LOGMIRROR_TEST_IN_OWN_PROCESS"
-	if os.Getenv(variable) == t.Name() {
-		return true
-	}
-	command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1")
-	command.Env = append(os.Environ(), variable+"="+t.Name())
-	if output, err := command.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, output)
-	}
-	return false
 }

@@ -4,7 +4,11 @@ package machinetest
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -184,4 +188,37 @@ func Puts(clusterID uint64, keys, times int) []*logv1.Envelope {
 	return append(entries, &logv1.Envelope{
 		Kind: logv1.EntryKind_ENTRY_KIND_BATCH, Session: 2, Seq: uint64(len(entries) - 1), Payload: encode(compact),
 	})
+}
+
+// LimitFileSize runs the test that calls it once more, alone in a process of its own, and returns a function there by which files
+// of the process can grow to so many bytes only, as on a disk that takes no more; zero is no limit. Where the test was called
+// first, LimitFileSize reports what came of that and returns nil: the limit holds for a whole process, and the testing framework
+// writes files too.
+func LimitFileSize(t *testing.T) func(bytes uint64) {
+	t.Helper()
+	const variable = "LOGMIRROR_TEST_IN_OWN_PROCESS"
+	if os.Getenv(variable) != t.Name() {
+		command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1")
+		command.Env = append(os.Environ(), variable+"="+t.Name())
+		if output, err := command.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, output)
+		}
+		return nil
+	}
+	signal.Ignore(syscall.SIGXFSZ)
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	limit := func(bytes uint64) {
+		t.Helper()
+		if bytes == 0 {
+			bytes = before.Cur
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { limit(0) })
+	return limit
 }
