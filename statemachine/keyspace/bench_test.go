@@ -213,6 +213,22 @@ func BenchmarkRead(b *testing.B) {
 			_ = sn.Range(names[n&(1<<16-1)], nil, 0, func(Version) bool { left--; return left > 0 })
 		}
 	})
+	// What answers a range: the encodings are copied one after another. Keys next to each other lie far from each other.
+	b.Run("range-1000-copied", func(b *testing.B) {
+		buffer := make([]byte, 0, 64<<10)
+		defer measureCPU(b)()
+		for n := range b.N {
+			left := 1000
+			_ = sn.RangeEncoded(names[n&(1<<16-1)], nil, 0, func(_, encoded []byte) bool {
+				if len(buffer)+len(encoded) > cap(buffer) {
+					buffer = buffer[:0]
+				}
+				buffer = append(buffer, encoded...)
+				left--
+				return left > 0
+			})
+		}
+	})
 	b.Run("count-1000000", func(b *testing.B) {
 		defer measureCPU(b)()
 		for range b.N {
