@@ -23,7 +23,7 @@ type RangeResult struct {
 // names. r must have passed ValidateRange. It returns ErrCompacted or ErrFutureRevision for a revision that the
 // snapshot does not have.
 func EvaluateRange(sn *keyspace.Snapshot, r *commandv1.Range) (RangeResult, error) {
-	revision, err := readRevision(sn, r)
+	revision, err := readRevision(sn, r.Revision)
 	if err != nil {
 		return RangeResult{}, err
 	}
@@ -53,9 +53,19 @@ func EvaluateRange(sn *keyspace.Snapshot, r *commandv1.Range) (RangeResult, erro
 	return result, nil
 }
 
+// EvaluateGet is EvaluateRange for a range that is one key, with nothing else asked for: it returns the key's version at the
+// snapshot's revision, or at the older one that is named. False where the key did not exist.
+func EvaluateGet(sn *keyspace.Snapshot, key []byte, revision int64) (keyspace.Version, bool, error) {
+	revision, err := readRevision(sn, revision)
+	if err != nil {
+		return keyspace.Version{}, false, err
+	}
+	return sn.Get(key, revision)
+}
+
 // readRevision is the revision to read at: as the snapshot takes it, and one that it has.
-func readRevision(sn *keyspace.Snapshot, r *commandv1.Range) (int64, error) {
-	revision := max(r.Revision, 0)
+func readRevision(sn *keyspace.Snapshot, revision int64) (int64, error) {
+	revision = max(revision, 0)
 	switch {
 	case revision > sn.Revision():
 		return 0, ErrFutureRevision
@@ -75,7 +85,7 @@ func Gatherable(r *commandv1.Range) bool {
 // returns the rest of the answer. The encodings are as Version.Encoded, whatever KeysOnly says. visit ends the range early by
 // returning false; count and more mean nothing then.
 func GatherRange(sn *keyspace.Snapshot, r *commandv1.Range, visit func(encoded []byte) bool) (count int64, more bool, err error) {
-	revision, err := readRevision(sn, r)
+	revision, err := readRevision(sn, r.Revision)
 	if err != nil {
 		return 0, false, err
 	}

@@ -95,22 +95,18 @@ func operationAnswer(request *pb.RequestOp, result *statemachine.OperationResult
 type rangeAnswer struct {
 	header    []byte // nil: none
 	keyValues [][]byte
+	one       [1][]byte // where keyValues is, if there is but one
 	more      bool
 	count     int64
 }
 
-func newRangeAnswer(h *pb.ResponseHeader, result statemachine.RangeResult, keysOnly bool) *rangeAnswer {
-	a := &rangeAnswer{more: result.More, count: result.Count, keyValues: make([][]byte, len(result.KVs))}
+func newRangeAnswer(header []byte, result statemachine.RangeResult, keysOnly bool) *rangeAnswer {
+	a := &rangeAnswer{header: header, more: result.More, count: result.Count, keyValues: make([][]byte, len(result.KVs))}
 	for i := range result.KVs {
 		a.keyValues[i] = wire.KeyValue(result.KVs[i].Encoded, keysOnly)
 	}
-	if h != nil {
-		a.setHeader(h)
-	}
 	return a
 }
-
-func (a *rangeAnswer) setHeader(h *pb.ResponseHeader) { a.header = encodedHeader(h) }
 
 func encodedHeader(h *pb.ResponseHeader) []byte {
 	encoded, _ := proto.Marshal(h) // a message of integers cannot fail

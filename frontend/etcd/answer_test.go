@@ -56,12 +56,12 @@ func TestRangeAnswerIsByteForByteThatOfEtcd(t *testing.T) {
 		for _, count := range []int64{0, 3, 1 << 33} {
 			result.More, result.Count = more, count
 			want := &pb.RangeResponse{Header: h, Kvs: kvs, More: more, Count: count}
-			sameBytes(t, newRangeAnswer(h, result, false), want)
-			sameBytes(t, &rangeStreamAnswer{newRangeAnswer(h, result, false)}, &pb.RangeStreamResponse{RangeResponse: want})
+			sameBytes(t, newRangeAnswer(encodedHeader(h), result, false), want)
+			sameBytes(t, &rangeStreamAnswer{newRangeAnswer(encodedHeader(h), result, false)}, &pb.RangeStreamResponse{RangeResponse: want})
 		}
 	}
 	sameBytes(t, newRangeAnswer(nil, statemachine.RangeResult{}, false), &pb.RangeResponse{})
-	sameBytes(t, newRangeAnswer(&pb.ResponseHeader{}, statemachine.RangeResult{}, false),
+	sameBytes(t, newRangeAnswer(encodedHeader(&pb.ResponseHeader{}), statemachine.RangeResult{}, false),
 		&pb.RangeResponse{Header: &pb.ResponseHeader{}})
 
 	keysOnly := &pb.RangeResponse{Header: h, More: true, Count: 1 << 33}
@@ -70,7 +70,7 @@ func TestRangeAnswerIsByteForByteThatOfEtcd(t *testing.T) {
 		kv.Value = nil
 		keysOnly.Kvs = append(keysOnly.Kvs, kv)
 	}
-	sameBytes(t, newRangeAnswer(h, result, true), keysOnly)
+	sameBytes(t, newRangeAnswer(encodedHeader(h), result, true), keysOnly)
 }
 
 func TestWatchAnswerIsByteForByteThatOfEtcd(t *testing.T) {

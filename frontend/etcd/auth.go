@@ -15,7 +15,7 @@ type authServer struct {
 }
 
 func (s *authServer) AuthStatus(ctx context.Context, _ *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	return &pb.AuthStatusResponse{Header: tell(ctx, s.region.Facts()), AuthRevision: 1}, nil
+	return &pb.AuthStatusResponse{Header: s.tell(ctx, s.region.Facts()), AuthRevision: 1}, nil
 }
 
 func (s *authServer) Authenticate(context.Context, *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
@@ -23,5 +23,5 @@ func (s *authServer) Authenticate(context.Context, *pb.AuthenticateRequest) (*pb
 }
 
 func (s *authServer) AuthDisable(ctx context.Context, _ *pb.AuthDisableRequest) (*pb.AuthDisableResponse, error) {
-	return &pb.AuthDisableResponse{Header: tell(ctx, s.region.Facts())}, nil
+	return &pb.AuthDisableResponse{Header: s.tell(ctx, s.region.Facts())}, nil
 }

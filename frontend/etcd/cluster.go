@@ -20,7 +20,7 @@ func (s *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest)
 		return nil, err
 	}
 	defer view.Release()
-	response := &pb.MemberListResponse{Header: tell(ctx, view.Facts())}
+	response := &pb.MemberListResponse{Header: s.tell(ctx, view.Facts())}
 	region := s.region.Identity().Region
 	for _, session := range s.region.Machine().Sessions() {
 		member := &pb.Member{ID: session.FrontendID, Name: session.Name}

@@ -52,6 +52,7 @@
 //	logmirror-region            region of the frontend that answered
 //	logmirror-incarnation       counts its starts; serializable reads never go backwards within one
 //	logmirror-log-index         index of the last log entry that the answering state had applied
-//	logmirror-age-microseconds  the state held every write acknowledged anywhere this long before; -1 while unknown
+//	logmirror-age-microseconds  the state held every write acknowledged anywhere this long before, rounded up to a
+//	                            millisecond; -1 while unknown
 //	logmirror-token             the same place in the log as a token, to be handed to a read in any region
 package etcd

@@ -58,6 +58,9 @@ func (s *kvServer) rangeAnswer(ctx context.Context, r *pb.RangeRequest) (any, er
 		return nil, err
 	}
 	defer view.Release()
+	if len(r.GetRangeEnd()) == 0 && !r.GetCountOnly() && !revisionFilters(r) {
+		return s.get(ctx, view, r)
+	}
 	command := rangeCommand(r)
 	if statemachine.Gatherable(command) {
 		return s.gatherRange(ctx, view, command)
@@ -67,13 +70,31 @@ func (s *kvServer) rangeAnswer(ctx context.Context, r *pb.RangeRequest) (any, er
 	if err != nil {
 		return nil, failure(err)
 	}
-	return newRangeAnswer(tell(ctx, view.Facts()), result, r.GetKeysOnly()), nil
+	told := s.told(view.Facts())
+	told.send(ctx)
+	return newRangeAnswer(told.encoded, result, r.GetKeysOnly()), nil
+}
+
+// get answers a range that is one key: whatever it says of order and limit means nothing then.
+func (s *kvServer) get(ctx context.Context, view serving.View, r *pb.RangeRequest) (any, error) {
+	version, ok, err := statemachine.EvaluateGet(view.Snapshot, r.GetKey(), r.GetRevision())
+	if err != nil {
+		return nil, failure(err)
+	}
+	told := s.told(view.Facts())
+	told.send(ctx)
+	answer := &rangeAnswer{header: told.encoded}
+	if ok {
+		answer.one[0] = wire.KeyValue(version.Encoded, r.GetKeysOnly())
+		answer.keyValues, answer.count = answer.one[:], 1
+	}
+	return answer, nil
 }
 
 // gatherRange copies the key-values from where they are kept into the answer.
 func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *commandv1.Range) (any, error) {
-	answer := new(wire.Gathered)
-	answer.AppendElement(rangeHeaderField, encodedHeader(tell(ctx, view.Facts())))
+	answer, told := new(wire.Gathered), s.told(view.Facts())
+	answer.AppendElement(rangeHeaderField, told.encoded)
 	visited := 0
 	count, more, err := statemachine.GatherRange(view.Snapshot, command, func(encoded []byte) bool {
 		answer.AppendElement(rangeKeyValuesField, wire.KeyValue(encoded, command.KeysOnly))
@@ -88,6 +109,7 @@ func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *
 	}
 	answer.AppendVarint(rangeMoreField, wire.Bool(more))
 	answer.AppendVarint(rangeCountField, uint64(count))
+	told.send(ctx)
 	return answer, nil
 }
 
@@ -102,7 +124,7 @@ func (s *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 	if err != nil {
 		return nil, err
 	}
-	response := &pb.PutResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision))}
+	response := &pb.PutResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))}
 	if result.Put != nil {
 		response.PrevKv = previous(result.Put.Previous)
 	}
@@ -119,7 +141,7 @@ func (s *kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	response := &pb.DeleteRangeResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision))}
+	response := &pb.DeleteRangeResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))}
 	if result.Delete != nil {
 		response.Deleted, response.PrevKvs = result.Delete.Deleted, keyValues(result.Delete.Previous, false)
 	}
@@ -139,7 +161,7 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 		return nil, err
 	}
 	response := txnAnswer(r, result.Txn, result.Revision)
-	response.Header = tell(ctx, s.region.FactsAt(result.Index, result.Revision))
+	response.Header = s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))
 	return response, nil
 }
 
@@ -154,7 +176,7 @@ func (s *kvServer) readTxn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnRespon
 		return nil, failure(err)
 	}
 	response := txnAnswer(r, result, revision)
-	response.Header = tell(ctx, view.Facts())
+	response.Header = s.tell(ctx, view.Facts())
 	return response, nil
 }
 
@@ -167,7 +189,7 @@ func (s *kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.Co
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CompactionResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision))}, nil
+	return &pb.CompactionResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))}, nil
 }
 
 // RangeStream sends a range in messages of bounded size, in one pass over one pinned state. The last message carries the
@@ -187,9 +209,9 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 		return err
 	}
 	defer view.Release()
-	facts := view.Facts()
+	told := s.told(view.Facts())
 	// An error here is one of the stream, which the first send will return too.
-	_ = stream.SetHeader(factsMetadata(facts))
+	_ = stream.SetHeader(told.metadata)
 
 	sender := rangeSender{
 		stream: stream, limit: r.GetLimit(), keysOnly: r.GetKeysOnly(), countOnly: r.GetCountOnly(),
@@ -199,7 +221,7 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 	if err := view.Range(start, end, r.GetRevision(), sender.visit); err != nil {
 		return failure(err)
 	}
-	return sender.finish(header(facts))
+	return sender.finish(told.encoded)
 }
 
 // bounds turns etcd's range into [start, end), where nil means no end.
@@ -249,14 +271,13 @@ func (s *rangeSender) visit(v keyspace.Version) bool {
 	return true
 }
 
-func (s *rangeSender) finish(h *pb.ResponseHeader) error {
+func (s *rangeSender) finish(header []byte) error {
 	if s.err != nil {
 		return s.err
 	}
 	if err := s.stream.Context().Err(); err != nil {
 		return err
 	}
-	s.pending.setHeader(h)
-	s.pending.count = s.count
+	s.pending.header, s.pending.count = header, s.count
 	return s.stream.SendMsg(&rangeStreamAnswer{&s.pending})
 }

@@ -29,7 +29,7 @@ func (s *leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (
 		return nil, err
 	}
 	return &pb.LeaseGrantResponse{
-		Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision)),
+		Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision)),
 		ID:     result.LeaseID,
 		TTL:    result.LeaseTTLSeconds,
 	}, nil
@@ -42,14 +42,14 @@ func (s *leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.LeaseRevokeResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision))}, nil
+	return &pb.LeaseRevokeResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))}, nil
 }
 
 // LeaseKeepAlive ends with UNAVAILABLE where this frontend cannot vouch for a renewal; a TTL of zero is said only of a
 // lease that does not exist.
 func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	// An error here is one of the stream, which the first read or write will return too.
-	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
+	_ = stream.SetHeader(s.told(s.region.Facts()).metadata)
 	err := s.region.KeepAlive(s.leases, renewalStream{stream})
 	if _, ofStream := status.FromError(err); ofStream { // or nil
 		return err
@@ -94,7 +94,7 @@ func (s *leaseServer) LeaseTimeToLive(
 			response.Keys = s.region.Machine().LeaseKeys(r.GetID())
 		}
 	}
-	response.Header = tell(ctx, facts)
+	response.Header = s.tell(ctx, facts)
 	return response, nil
 }
 
@@ -106,7 +106,7 @@ func (s *leaseServer) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest)
 	defer view.Release()
 	leases := s.region.Machine().Leases()
 	response := &pb.LeaseLeasesResponse{
-		Header: tell(ctx, view.Facts()),
+		Header: s.tell(ctx, view.Facts()),
 		Leases: make([]*pb.LeaseStatus, len(leases)),
 	}
 	for i, l := range leases {

@@ -24,7 +24,7 @@ func (s *maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 	machine, log, facts := s.region.Machine(), s.logStatus(ctx), s.region.Facts()
 	size := machine.SizeBytes()
 	response := &pb.StatusResponse{
-		Header:           tell(ctx, facts),
+		Header:           s.tell(ctx, facts),
 		Version:          version.Version,
 		StorageVersion:   version.Version[:3],
 		DbSize:           size,
@@ -78,7 +78,7 @@ func (s *maintenanceServer) alarms() []*pb.AlarmMember {
 // Alarm lists, raises or clears the alarm of a full key space, for the whole cluster.
 func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.GetAction() == pb.AlarmRequest_GET {
-		response := &pb.AlarmResponse{Header: tell(ctx, s.region.Facts())}
+		response := &pb.AlarmResponse{Header: s.tell(ctx, s.region.Facts())}
 		for _, alarm := range s.alarms() {
 			if r.GetAlarm() == pb.AlarmType_NONE || r.GetAlarm() == alarm.GetAlarm() {
 				response.Alarms = append(response.Alarms, alarm)
@@ -97,7 +97,7 @@ func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	response := &pb.AlarmResponse{Header: tell(ctx, s.region.FactsAt(result.Index, result.Revision)), Alarms: before}
+	response := &pb.AlarmResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision)), Alarms: before}
 	if active {
 		response.Alarms = s.alarms()
 	}
@@ -106,7 +106,7 @@ func (s *maintenanceServer) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.
 
 // Defragment succeeds at once: the state is in memory and has no holes that anyone would need to close.
 func (s *maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	return &pb.DefragmentResponse{Header: tell(ctx, s.region.Facts())}, nil
+	return &pb.DefragmentResponse{Header: s.tell(ctx, s.region.Facts())}, nil
 }
 
 // Hash is HashKV at the present revision.
@@ -142,7 +142,7 @@ func (s *maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*p
 		return nil, failure(err)
 	}
 	return &pb.HashKVResponse{
-		Header:          tell(ctx, view.Facts()),
+		Header:          s.tell(ctx, view.Facts()),
 		Hash:            sum,
 		HashRevision:    revision,
 		CompactRevision: view.CompactRevision(),

@@ -37,10 +37,40 @@ const (
 	AgeKey         = "logmirror-age-microseconds"
 )
 
-// asked returns the last value of a key of the request's metadata; empty if there is none. It copies nothing but that
-// value, unlike metadata.FromIncomingContext.
-func asked(ctx context.Context, key string) string {
-	if values := metadata.ValueFromIncomingContext(ctx, key); len(values) > 0 {
+// sentKey is the key under which gRPC keeps a call's metadata in its context. It has no name outside of gRPC, so it is
+// learned from a question.
+var sentKey = func() any {
+	var asked askedKey
+	metadata.FromIncomingContext(&asked)
+	return asked.key
+}()
+
+// askedKey is a context that remembers what it was asked for.
+type askedKey struct {
+	context.Context
+	key any
+}
+
+// Value implements context.Context.
+func (c *askedKey) Value(key any) any {
+	c.key = key
+	return nil
+}
+
+// sent returns the metadata of the request: what gRPC keeps, which nobody may change. Of gRPC's own ways to it one copies all
+// of it, and the other compares a key that is not there, as ours mostly are, with each that is, whatever its case: in what a
+// client sends all keys are in lower case.
+func sent(ctx context.Context) metadata.MD {
+	md, ok := ctx.Value(sentKey).(metadata.MD)
+	if !ok {
+		md, _ = metadata.FromIncomingContext(ctx)
+	}
+	return md
+}
+
+// asked returns the last value of a key of the request's metadata; empty if there is none.
+func asked(md metadata.MD, key string) string {
+	if values := md[key]; len(values) > 0 {
 		return values[len(values)-1]
 	}
 	return ""
@@ -51,9 +81,9 @@ func badMetadata(key, value string, err error) error {
 }
 
 // readConsistency returns what a read asks for: the request's own serializable field, and metadata over it.
-func readConsistency(ctx context.Context, serializable bool) (serving.Consistency, error) {
+func readConsistency(md metadata.MD, serializable bool) (serving.Consistency, error) {
 	c := serving.Consistency{Linearizable: !serializable}
-	switch value := asked(ctx, ConsistencyKey); value {
+	switch value := asked(md, ConsistencyKey); value {
 	case "":
 	case "linearizable":
 		c.Linearizable = true
@@ -63,15 +93,15 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 		return c, badMetadata(ConsistencyKey, value, errors.New(`want "serializable" or "linearizable"`))
 	}
 	var err error
-	if c.MinRevision, err = askedNumber(ctx, MinRevisionKey); err != nil {
+	if c.MinRevision, err = askedNumber(md, MinRevisionKey); err != nil {
 		return c, err
 	}
-	staleness, err := askedNumber(ctx, MaxStalenessKey)
+	staleness, err := askedNumber(md, MaxStalenessKey)
 	if err != nil {
 		return c, err
 	}
 	c.MaxStaleness = milliseconds(staleness)
-	if value := asked(ctx, TokenKey); value != "" {
+	if value := asked(md, TokenKey); value != "" {
 		token, err := serving.ParseToken(value)
 		if err != nil {
 			return c, badMetadata(TokenKey, value, err)
@@ -82,8 +112,8 @@ func readConsistency(ctx context.Context, serializable bool) (serving.Consistenc
 }
 
 // askedNumber returns the number that a metadata key asks for; zero if there is none.
-func askedNumber(ctx context.Context, key string) (int64, error) {
-	value := asked(ctx, key)
+func askedNumber(md metadata.MD, key string) (int64, error) {
+	value := asked(md, key)
 	if value == "" {
 		return 0, nil
 	}
@@ -99,19 +129,19 @@ func milliseconds(n int64) time.Duration {
 	return time.Duration(min(n, int64(1<<62/time.Millisecond))) * time.Millisecond
 }
 
-func writeOptions(ctx context.Context) (serving.WriteOptions, error) {
+func writeOptions(md metadata.MD) (serving.WriteOptions, error) {
 	var o serving.WriteOptions
-	o.RequestID = asked(ctx, RequestIDKey)
-	if value := asked(ctx, WaitForLogKey); value != "" {
+	o.RequestID = asked(md, RequestIDKey)
+	if value := asked(md, WaitForLogKey); value != "" {
 		wait, err := strconv.ParseBool(value)
 		if err != nil {
 			return o, badMetadata(WaitForLogKey, value, errors.New(`want "true" or "false"`))
 		}
 		o.WaitForLog = wait
 	}
-	if value := asked(ctx, SyncRegionsKey); value != "" {
+	if value := asked(md, SyncRegionsKey); value != "" {
 		timeout, err := int64(0), error(nil)
-		if value := asked(ctx, SyncTimeoutKey); value != "" {
+		if value := asked(md, SyncTimeoutKey); value != "" {
 			if timeout, err = strconv.ParseInt(value, 10, 64); err != nil {
 				return o, badMetadata(SyncTimeoutKey, value, errors.New("want a number"))
 			}
@@ -133,9 +163,28 @@ func header(facts serving.Facts) *pb.ResponseHeader {
 	}
 }
 
-// factsMetadata returns what etcd's header has no field for. Every answer has it, so the values share what they can: one
-// string and one array.
-func factsMetadata(facts serving.Facts) metadata.MD {
+// told is how an answer tells its facts. Answers of the same facts share it, so nobody may change anything in it.
+type told struct {
+	facts serving.Facts
+	// metadata is what etcd's header has no field for.
+	metadata metadata.MD
+	header   *pb.ResponseHeader
+	encoded  []byte // the header
+}
+
+// ageUnit is what the age in an answer is rounded up to. It is a bound all the same, and most answers of a moment say the
+// same then: they share how they are told, and a connection sends a value that it has sent lately as its number in a table.
+const ageUnit = time.Millisecond
+
+func tellable(facts serving.Facts) serving.Facts {
+	if facts.Age > 0 {
+		facts.Age = (facts.Age + ageUnit - 1).Truncate(ageUnit)
+	}
+	return facts
+}
+
+// newTold returns what is told of facts that are tellable. The values of its metadata share one string and one array.
+func newTold(facts serving.Facts) *told {
 	age := int64(-1)
 	if facts.Age >= 0 {
 		age = facts.Age.Microseconds()
@@ -151,17 +200,37 @@ func factsMetadata(facts serving.Facts) metadata.MD {
 	values := &[...]string{
 		facts.Identity.Region, shared[:incarnationEnd], shared[incarnationEnd:indexEnd], shared[indexEnd:ageEnd], shared[ageEnd:],
 	}
-	return metadata.MD{
+	t := &told{facts: facts, header: header(facts), metadata: metadata.MD{
 		RegionKey: values[0:1:1], IncarnationKey: values[1:2:2], LogIndexKey: values[2:3:3], AgeKey: values[3:4:4],
 		TokenKey: values[4:5:5],
-	}
+	}}
+	t.encoded = encodedHeader(t.header)
+	return t
 }
 
-// tell adds the facts to a unary call's response headers and returns etcd's header.
-func tell(ctx context.Context, facts serving.Facts) *pb.ResponseHeader {
-	// The one error there can be says that headers were sent already; the answer is good without them.
-	_ = grpc.SetHeader(ctx, factsMetadata(facts))
-	return header(facts)
+// told returns how facts are told.
+func (s *services) told(facts serving.Facts) *told {
+	facts = tellable(facts)
+	if t := s.lastTold.Load(); t != nil && t.facts == facts {
+		return t
+	}
+	t := newTold(facts)
+	s.lastTold.Store(t)
+	return t
+}
+
+// send sends a unary call's response headers. The answer comes next: setting them for the answer to take along would have
+// gRPC copy them.
+func (t *told) send(ctx context.Context) {
+	// The one error there can be is one of the stream, which the answer will meet too.
+	_ = grpc.SendHeader(ctx, t.metadata)
+}
+
+// tell sends the facts as a unary call's response headers and returns etcd's header, which nobody may change.
+func (s *services) tell(ctx context.Context, facts serving.Facts) *pb.ResponseHeader {
+	t := s.told(facts)
+	t.send(ctx)
+	return t.header
 }
 
 func unimplemented(what, instead string) error {

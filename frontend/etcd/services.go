@@ -3,10 +3,12 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/delivery"
@@ -57,6 +59,9 @@ type services struct {
 	logReachable func() bool
 	logLost      func() <-chan struct{}
 	logger       *slog.Logger
+
+	// lastTold is how the facts of an answer before were told.
+	lastTold atomic.Pointer[told]
 }
 
 // Register adds etcd's services to a server, whose codec must be a wire.Codec.
@@ -77,24 +82,25 @@ func Register(server grpc.ServiceRegistrar, c Config) {
 }
 
 // requireLeader refuses a call that asks for a leader while the log is out of reach.
-func (s *services) requireLeader(ctx context.Context) error {
-	if wantsLeader(ctx) && !s.logReachable() {
+func (s *services) requireLeader(md metadata.MD) error {
+	if wantsLeader(md) && !s.logReachable() {
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil
 }
 
 // wantsLeader tells whether a call asks for a leader.
-func wantsLeader(ctx context.Context) bool {
-	return asked(ctx, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader
+func wantsLeader(md metadata.MD) bool {
+	return asked(md, rpctypes.MetadataRequireLeaderKey) == rpctypes.MetadataHasLeader
 }
 
 // write proposes a command with what the metadata ask for. The error is a status.
 func (s *services) write(ctx context.Context, command *commandv1.Command) (statemachine.Result, error) {
-	if err := s.requireLeader(ctx); err != nil {
+	md := sent(ctx)
+	if err := s.requireLeader(md); err != nil {
 		return statemachine.Result{}, err
 	}
-	options, err := writeOptions(ctx)
+	options, err := writeOptions(md)
 	if err != nil {
 		return statemachine.Result{}, err
 	}
@@ -107,10 +113,11 @@ func (s *services) write(ctx context.Context, command *commandv1.Command) (state
 
 // read pins a state as fresh as the request and its metadata ask for. The error is a status.
 func (s *services) read(ctx context.Context, serializable bool) (serving.View, error) {
-	if err := s.requireLeader(ctx); err != nil {
+	md := sent(ctx)
+	if err := s.requireLeader(md); err != nil {
 		return serving.View{}, err
 	}
-	consistency, err := readConsistency(ctx, serializable)
+	consistency, err := readConsistency(md, serializable)
 	if err != nil {
 		return serving.View{}, err
 	}

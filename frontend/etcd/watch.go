@@ -29,17 +29,17 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 	if err := s.region.CheckReady(); err != nil {
 		return failure(err)
 	}
-	if err := s.requireLeader(stream.Context()); err != nil {
+	if err := s.requireLeader(sent(stream.Context())); err != nil {
 		return err
 	}
 	// An error here is one of the stream, which the first read or write will return too.
-	_ = stream.SetHeader(factsMetadata(s.region.Facts()))
+	_ = stream.SetHeader(s.told(s.region.Facts()).metadata)
 	handler := delivery.Handler{
 		Request:       requestWatch,
 		Encoder:       newWatchEncoder(s.region),
 		FragmentBytes: s.region.Limits().MaxRequestBytes + serving.RequestOverheadBytes, // as etcd has it
 	}
-	if wantsLeader(stream.Context()) {
+	if wantsLeader(sent(stream.Context())) {
 		handler.Lost, handler.LostError = s.logLost(), rpctypes.ErrGRPCNoLeader
 	}
 	err := s.sender.Serve(stream, s.hub, handler)
