@@ -297,6 +297,35 @@ func TestLinearizableReadWaitsForItsApply(t *testing.T) {
 	})
 }
 
+// Reads that wait for a round when the mirror stops are told so, whether their round is asked already or not.
+func TestReadersLearnThatTheMirrorStops(t *testing.T) {
+	fakeBubble(t, func(t *testing.T, l *fakeLog) {
+		us := l.serve("us")
+		m := l.ready("us")
+		us.server.Stop()
+		const readers = 3
+		errs := make(chan error, readers)
+		for i := range readers {
+			go func() {
+				// The spacing keeps the later ones from the round of the first.
+				time.Sleep(time.Duration(i) * m.config.ReadRoundSpacing / readers)
+				_, err := m.Linearize(t.Context())
+				errs <- err
+			}()
+		}
+		time.Sleep(m.config.ReadRoundSpacing * 9 / 10)
+		m.Kill()
+		for range readers {
+			if err := <-errs; !errors.Is(err, ErrStopped) {
+				t.Errorf("a reader was told %v", err)
+			}
+		}
+		if _, err := m.Linearize(t.Context()); !errors.Is(err, ErrStopped) {
+			t.Errorf("a later reader was told %v", err)
+		}
+	})
+}
+
 // TestImageBeforeTheFirstSession: an image that was written before this frontend ever had a session is used.
 func TestImageBeforeTheFirstSession(t *testing.T) {
 	fakeBubble(t, func(t *testing.T, l *fakeLog) {

@@ -17,40 +17,46 @@ import (
 // Readers that come while a round is under way need a later one, share it, and wait only for the spacing.
 func TestReadRoundsAreShared(t *testing.T) {
 	core := roundsCore{max: 3, spacing: 2 * time.Millisecond, idleAfter: time.Second}
-	reader := func() *reader { return &reader{done: make(chan roundAnswer, 1)} }
 	start := func(now time.Duration, want int, wantOK bool) {
 		t.Helper()
 		readers, ok, _ := core.start(now)
-		if len(readers) != want || ok != wantOK {
-			t.Fatalf("at %v: round for %d readers, %v; want %d, %v", now, len(readers), ok, want, wantOK)
+		if readers.size() != want || ok != wantOK {
+			t.Fatalf("at %v: round for %d readers, %v; want %d, %v", now, readers.size(), ok, want, wantOK)
 		}
 	}
 	ms := time.Millisecond
 	start(0, 0, true) // the first round needs no reader: it makes the mirror ready
 	core.ended()
 	start(999*ms, 0, false)
-	core.join(reader())
+	core.join()
 	start(999*ms, 1, true) // with none under way nothing waits
-	core.join(reader())
-	core.join(reader())
+	core.join()
+	core.join()
 	start(1000*ms, 0, false)
 	_, _, wake := core.start(1000 * ms)
 	if wake != 1001*ms {
 		t.Fatalf("asks to be woken at %v", wake)
 	}
 	start(1001*ms, 2, true)
-	core.join(reader())
+	core.join()
 	start(1003*ms, 1, true)
-	gone := reader()
-	core.join(gone)
-	core.join(reader())
+	gone := core.join()
+	core.join()
 	start(1010*ms, 0, false) // three are under way
-	if !core.leave(gone) || core.leave(gone) {
+	if !core.leave(gone) {
 		t.Fatal("leave")
 	}
 	core.ended()
 	start(1010*ms, 1, true)
-	for range 3 {
+	if core.leave(gone) {
+		t.Fatal("left a round that is under way")
+	}
+	core.ended()
+	if !core.leave(core.join()) {
+		t.Fatal("leave alone")
+	}
+	start(1020*ms, 0, false) // nobody waits any more
+	for range 2 {
 		core.ended()
 	}
 	start(2009*ms, 0, false)

@@ -18,27 +18,40 @@ type roundsCore struct {
 	// idleAfter is when a round is made although nobody waits.
 	idleAfter time.Duration
 
-	waiting   []*reader
+	// waiting are the readers of the next round; nil for none.
+	waiting   *crowd
 	underWay  int
 	started   bool
 	startedAt time.Duration
 }
 
-// reader waits for a round; done takes one answer.
-type reader struct {
-	done chan roundAnswer
-}
-
-type roundAnswer struct {
+// crowd are the readers that share a round. One channel wakes all of them.
+type crowd struct {
+	readers int
+	// done is closed when the answer is there.
+	done  chan struct{}
 	index uint64
 	err   error
 }
 
+func (c *crowd) answer(index uint64, err error) {
+	c.index, c.err = index, err
+	close(c.done)
+}
+
+// size is the number of readers; a round that is made for its own sake has no crowd.
+func (c *crowd) size() int {
+	if c == nil {
+		return 0
+	}
+	return c.readers
+}
+
 // start returns the readers of the round that is to be made now, which may be none: ok tells whether one is to be made.
 // wake tells when to ask again, if nothing happens before.
-func (r *roundsCore) start(now time.Duration) (readers []*reader, ok bool, wake time.Duration) {
+func (r *roundsCore) start(now time.Duration) (readers *crowd, ok bool, wake time.Duration) {
 	due := r.startedAt + r.idleAfter
-	if len(r.waiting) > 0 {
+	if r.waiting != nil {
 		due = now
 		if r.underWay > 0 {
 			due = r.startedAt + r.spacing
@@ -51,7 +64,7 @@ func (r *roundsCore) start(now time.Duration) (readers []*reader, ok bool, wake 
 		// The end of a round asks again.
 		return nil, false, 0
 	}
-	if len(r.waiting) == 0 && r.underWay > 0 {
+	if r.waiting == nil && r.underWay > 0 {
 		return nil, false, 0
 	}
 	if now < due {
@@ -63,17 +76,24 @@ func (r *roundsCore) start(now time.Duration) (readers []*reader, ok bool, wake 
 	return readers, true, now + r.idleAfter
 }
 
-func (r *roundsCore) join(reader *reader) { r.waiting = append(r.waiting, reader) }
-
-// leave takes a reader out that does not wait any more; false if its round is under way.
-func (r *roundsCore) leave(reader *reader) bool {
-	for i, w := range r.waiting {
-		if w == reader {
-			r.waiting = append(r.waiting[:i], r.waiting[i+1:]...)
-			return true
-		}
+// join takes one more reader into the crowd that waits.
+func (r *roundsCore) join() *crowd {
+	if r.waiting == nil {
+		r.waiting = &crowd{done: make(chan struct{})}
 	}
-	return false
+	r.waiting.readers++
+	return r.waiting
+}
+
+// leave takes a reader out that does not wait any more; false if its round is under way. No round is made for nobody.
+func (r *roundsCore) leave(c *crowd) bool {
+	if c != r.waiting {
+		return false
+	}
+	if c.readers--; c.readers == 0 {
+		r.waiting = nil
+	}
+	return true
 }
 
 func (r *roundsCore) ended() { r.underWay-- }
@@ -86,6 +106,8 @@ type rounds struct {
 
 	mu   sync.Mutex
 	core roundsCore
+	// ended: no round is started any more.
+	ended bool
 	// failed: the last round that was given all its time found no answer, and none was found since. probing: one is under
 	// way that has all its time nevertheless.
 	failed, probing bool
@@ -121,26 +143,34 @@ func (r *rounds) join(ctx context.Context) (uint64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	one := &reader{done: make(chan roundAnswer, 1)}
 	r.mu.Lock()
-	if len(r.core.waiting) >= r.mirror.config.Waiters {
-		r.mu.Unlock()
-		return 0, fmt.Errorf("%w: %d calls wait for a read round", ErrOverloaded, r.mirror.config.Waiters)
+	if r.ended || r.core.waiting.size() >= r.mirror.config.Waiters {
+		defer r.mu.Unlock()
+		return 0, r.refusal()
 	}
-	r.core.join(one)
+	crowd := r.core.join()
+	first := crowd.readers == 1
 	r.mu.Unlock()
-	r.wake()
+	if first {
+		r.wake() // on behalf of those who join until the round is started, too
+	}
 	select {
-	case answer := <-one.done:
-		return answer.index, answer.err
+	case <-crowd.done:
+		return crowd.index, crowd.err
 	case <-ctx.Done():
 		r.mu.Lock()
-		r.core.leave(one)
+		r.core.leave(crowd)
 		r.mu.Unlock()
 		return 0, context.Cause(ctx)
-	case <-r.mirror.ctx.Done():
-		return 0, ErrStopped
 	}
+}
+
+// refusal is why nobody may join. The caller holds mu.
+func (r *rounds) refusal() error {
+	if r.ended {
+		return ErrStopped
+	}
+	return fmt.Errorf("%w: %d calls wait for a read round", ErrOverloaded, r.mirror.config.Waiters)
 }
 
 func (r *rounds) wake() {
@@ -155,6 +185,7 @@ func (r *rounds) run() {
 	m := r.mirror
 	var underWay sync.WaitGroup
 	defer underWay.Wait()
+	defer r.end()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for shared := 0; ; {
@@ -183,9 +214,19 @@ func (r *rounds) run() {
 				}
 				break
 			}
-			shared = len(readers)
+			shared = readers.size()
 			underWay.Go(func() { r.round(readers, now, timing) })
 		}
+	}
+}
+
+// end answers those whose round is not made any more.
+func (r *rounds) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended = true; r.core.waiting != nil {
+		r.core.waiting.answer(0, ErrStopped)
+		r.core.waiting = nil
 	}
 }
 
@@ -213,24 +254,22 @@ func (r *rounds) timing() roundTiming {
 }
 
 // round makes one round and answers its readers.
-func (r *rounds) round(readers []*reader, began time.Duration, timing roundTiming) {
+func (r *rounds) round(readers *crowd, began time.Duration, timing roundTiming) {
 	m := r.mirror
 	_, roundTrip, _ := m.client.Current()
-	tell := func(answer roundAnswer) {
-		for _, reader := range readers {
-			reader.done <- answer
-		}
-	}
-	untold := func() bool { return true }
-	if timing.patience < timing.timeout {
+	untold := func() bool { return readers != nil }
+	if timing.patience < timing.timeout && readers != nil {
 		untold = time.AfterFunc(timing.patience+roundTrip, func() {
-			tell(roundAnswer{err: fmt.Errorf("%w: the log did not answer before, nor now within %v", ErrUnavailable, timing.patience)})
+			readers.answer(0, fmt.Errorf("%w: the log did not answer before, nor now within %v", ErrUnavailable, timing.patience))
 		}).Stop
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, timing.timeout+roundTrip)
 	answer, err := m.client.ReadRound(ctx)
 	cancel()
-	if err != nil {
+	switch {
+	case err != nil && m.ctx.Err() != nil:
+		err = ErrStopped
+	case err != nil:
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	now := m.config.Clock()
@@ -255,9 +294,9 @@ func (r *rounds) round(readers []*reader, began time.Duration, timing roundTimin
 		r.applied(m.AppliedIndex())
 	}
 	if untold() {
-		tell(roundAnswer{index: answer.Index, err: err})
+		readers.answer(answer.Index, err)
 	}
-	m.metrics.readersPerRound.Observe(float64(len(readers)))
+	m.metrics.readersPerRound.Observe(float64(readers.size()))
 	r.wake()
 }
 

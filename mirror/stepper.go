@@ -30,9 +30,10 @@ type Stepper struct {
 	now     time.Duration
 
 	calls map[*proposal]*Call
-	reads map[*reader]*Read
+	// reads are those of each crowd, in the order in which they came.
+	reads map[*crowd][]*Read
 	// underWay are the readers of each round that is asked, by its number.
-	underWay  map[uint64][]*reader
+	underWay  map[uint64]*crowd
 	lastRound uint64
 	// waiting reads have their answer and wait for its apply.
 	waiting []*Read
@@ -103,7 +104,7 @@ func NewStepper(config StepperConfig, now time.Duration) (*Stepper, error) {
 		return nil, err
 	}
 	s := &Stepper{config: c, id: config.FrontendID, durable: config.Incarnation, now: now,
-		calls: map[*proposal]*Call{}, reads: map[*reader]*Read{}, underWay: map[uint64][]*reader{},
+		calls: map[*proposal]*Call{}, reads: map[*crowd][]*Read{}, underWay: map[uint64]*crowd{},
 		rounds: roundsCore{max: c.ReadRounds, spacing: c.ReadRoundSpacing, idleAfter: c.AgeInterval},
 		ticks:  ticker{advanceMax: logTimeAdvanceMax, spread: config.Spread}}
 	s.session = newSessionCore(c.session(func(incarnation uint64) []byte {
@@ -253,9 +254,8 @@ func (s *Stepper) requested(entry *logclient.Entry, applied *statemachine.Applie
 // Linearize begins a linearizable read; see Mirror.Linearize. It is among the Reads of a later Take.
 func (s *Stepper) Linearize(now time.Duration) *Read {
 	s.now = now
-	one, read := &reader{}, &Read{}
-	s.reads[one] = read
-	s.rounds.join(one)
+	read, crowd := &Read{}, s.rounds.join()
+	s.reads[crowd] = append(s.reads[crowd], read)
 	s.startRounds()
 	return read
 }
@@ -280,9 +280,9 @@ func (s *Stepper) RoundAnswered(now time.Duration, round, index uint64, err erro
 	}
 	delete(s.underWay, round)
 	s.rounds.ended()
-	for _, one := range readers {
-		read := s.reads[one]
-		delete(s.reads, one)
+	reads := s.reads[readers]
+	delete(s.reads, readers)
+	for _, read := range reads {
 		if read.Index, read.Err = index, err; err != nil {
 			read.Done = true
 			s.effects.Reads = append(s.effects.Reads, read)

@@ -9,18 +9,16 @@ var mirrorMutants = []mutant{
 	{name: "round-joined-late", rule: "a linearizable read joins a round that is already asked", profile: "network", within: 10, quick: true,
 		tests: []unit{{mirrors, "TestReadRoundsAreShared"}},
 		patches: []patch{
-			{"mirror/rounds.go", "func (r *roundsCore) join(reader *reader) { r.waiting = append(r.waiting, reader) }",
-				`func (r *roundsCore) join(one *reader) {
-	if mutant.On("round-joined-late") && r.underWay > 0 && len(r.waiting) == 0 {
-		r.late = append(r.late, one)
-		return
+			{"mirror/rounds.go", "func (r *roundsCore) join() *crowd {\n",
+				`func (r *roundsCore) join() *crowd {
+	if mutant.On("round-joined-late") && r.underWay > 0 && r.waiting == nil && r.asked != nil {
+		r.asked.readers++
+		return r.asked
 	}
-	r.waiting = append(r.waiting, one)
-}`},
-			{"mirror/rounds.go", "\tstarted   bool\n", "\tlate      []*reader\n\tstarted   bool\n"},
-			{"mirror/stepper.go", "\tdelete(s.underWay, round)\n\ts.rounds.ended()\n",
-				"\tdelete(s.underWay, round)\n\ts.rounds.ended()\n\treaders, s.rounds.late = append(readers, s.rounds.late...), nil\n"},
-			{"mirror/rounds.go", "\tr.core.ended()\n\tif timing.probe {", "\tr.core.ended()\n\treaders, r.core.late = append(readers, r.core.late...), nil\n\tif timing.probe {"}}},
+`},
+			{"mirror/rounds.go", "\tstarted   bool\n", "\tasked     *crowd\n\tstarted   bool\n"},
+			{"mirror/rounds.go", "\treaders, r.waiting = r.waiting, nil\n", "\treaders, r.waiting = r.waiting, nil\n\tr.asked = readers\n"},
+			{"mirror/rounds.go", "func (r *roundsCore) ended() { r.underWay-- }", "func (r *roundsCore) ended() { r.underWay--; r.asked = nil }"}}},
 	{name: "read-before-apply", rule: "a linearizable read does not wait for the apply of its round's index", profile: "everything", within: 10,
 		tests: []unit{{mirrors, "TestLinearizableReadWaitsForItsApply"}},
 		patches: []patch{{"mirror/stepper.go", "\t\tif read.Index > applied {\n", "\t\tif read.Index > applied && !mutant.On(\"read-before-apply\") {\n"},
