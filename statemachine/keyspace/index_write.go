@@ -14,19 +14,20 @@ func (x *index) insert(p place, key []byte, id uint32) {
 	}
 	// Split. When the new key comes last, the left leaf stays full: keys that arrive in order fill their leaves.
 	middle := len(old.ids) / 2
-	if p.position == len(old.ids) {
+	switch {
+	case p.position == len(old.ids):
 		middle = len(old.ids)
+	case p.position <= middle:
+		middle++
 	}
-	rightIDs := append([]uint32(nil), old.ids[middle:]...)
-	leftIDs := append([]uint32(nil), old.ids[:middle]...)
-	if p.position > middle || p.position == len(old.ids) {
-		rightIDs = insertAt(rightIDs, p.position-middle, id)
-	} else {
-		leftIDs = insertAt(leftIDs, p.position, id)
+	ids := insertAt(old.ids, p.position, id)
+	var words []uint64
+	if bytes.HasPrefix(key, old.common) {
+		words = insertAt(old.words, p.position, word(key, len(old.common)))
 	}
-	right := &cell{low: append([]byte(nil), x.keyOf(rightIDs[0])...)}
-	right.leaf.Store(x.newLeaf(rightIDs, old.next))
-	p.owner.leaf.Store(x.newLeaf(leftIDs, right))
+	right := &cell{low: append([]byte(nil), x.keyOf(ids[middle])...)}
+	right.leaf.Store(x.partOf(old, ids, words, middle, len(ids), old.next))
+	p.owner.leaf.Store(x.partOf(old, ids, words, 0, middle, right))
 
 	cells := insertAt(p.root.groups[p.group].cells, p.cell+1, right)
 	if len(cells) <= groupCells {
@@ -107,6 +108,28 @@ func (x *index) newLeaf(ids []uint32, next *cell) *leaf {
 	copy(lf.ids, ids)
 	lf.fill(func(i int) []byte { return x.keyOf(lf.ids[i]) })
 	return lf
+}
+
+// partOf returns a leaf of ids[from:to], which are old's and one more. words are theirs after old's common prefix, nil if it is
+// no longer that of all. They are kept as long as they tell the keys apart: longer prefixes would cost a look at each key.
+func (x *index) partOf(old *leaf, ids []uint32, words []uint64, from, to int, next *cell) *leaf {
+	if words == nil || !strictlyAscending(words[from:to]) {
+		return x.newLeaf(ids[from:to], next)
+	}
+	lf := allocateLeaf(to-from, next)
+	lf.common = old.common
+	copy(lf.ids, ids[from:to])
+	copy(lf.words, words[from:to])
+	return lf
+}
+
+func strictlyAscending(words []uint64) bool {
+	for i := 1; i < len(words); i++ {
+		if words[i-1] >= words[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // withKey is old with one key more. The fences of the others are copied unless the common prefix becomes shorter.
