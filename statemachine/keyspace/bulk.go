@@ -282,7 +282,7 @@ func (b *bulk) sumHistory() {
 	s.newest.freedBytes = sum
 }
 
-// buildIndex gives each key an id, in the order of keys, and makes leaves of them.
+// buildIndex gives each key an id, in the order of keys, and makes leaves of them and entries of the lookup.
 func (b *bulk) buildIndex() {
 	s, keys := b.space, 0
 	for i := range b.ranges {
@@ -293,7 +293,13 @@ func (b *bulk) buildIndex() {
 		b.ranges[i].firstID = id
 		id += uint32(len(b.ranges[i].entries))
 	}
-	parallel(len(b.ranges), func(i int) { b.buildLeaves(&b.ranges[i]) })
+	hashes := make([]uint64, keys)
+	first := b.ranges[0].firstID
+	parallel(len(b.ranges), func(i int) {
+		r := &b.ranges[i]
+		b.buildLeaves(r, hashes[r.firstID-first:][:len(r.entries)])
+	})
+	s.lookup.fill(first, hashes)
 	b.ranges[0].cells[0].low = nil
 	var cells []*cell
 	for i := range b.ranges {
@@ -312,8 +318,8 @@ func (b *bulk) buildIndex() {
 	s.index.root.Store(newRoot(groups))
 }
 
-// buildLeaves makes the leaves of a range and their cells. Which leaf is next is filled in later.
-func (b *bulk) buildLeaves(r *bulkRange) {
+// buildLeaves makes the leaves of a range and their cells, and the hashes of its keys. Which leaf is next is filled in later.
+func (b *bulk) buildLeaves(r *bulkRange, hashes []uint64) {
 	s, id := b.space, r.firstID
 	r.cells = make([]cell, 0, (len(r.entries)+leafKeys-1)/leafKeys)
 	for run := range slices.Chunk(r.entries, leafKeys) {
@@ -324,6 +330,7 @@ func (b *bulk) buildLeaves(r *bulkRange) {
 				s.slots.at(slot).key.Store(id)
 			}
 			lf.ids[i] = id
+			hashes[id-r.firstID] = s.hash(b.keyOf(run[i].slot))
 			id++
 		}
 		lf.fill(func(i int) []byte { return b.keyOf(run[i].slot) })

@@ -178,11 +178,13 @@ func (s *Space) removeVersions(budget int) int {
 // removeKey takes a key out of the index whose only version is a tombstone that no reader needs. Readers may
 // still hold its leaf, and find the tombstone through it.
 func (s *Space) removeKey(id, slot uint32) {
-	p := s.index.locate(s.keyOf(id))
+	key := s.keyOf(id)
+	p := s.index.locate(key)
 	if !p.found || p.leaf.ids[p.position] != id {
 		return // rotten memory: the key no longer says where it stands. The verifier reports it.
 	}
 	s.index.remove(p)
+	s.lookup.remove(s.hash(key), id)
 	s.retire(retiredKey, id)
 	s.retire(retiredSlot, slot)
 }

@@ -27,11 +27,11 @@
 // A state that comes from elsewhere is put into Blocks by many goroutines and stored whole by RestoreBlocks, or one version
 // at a time by Restore.
 //
-// A key is found in an ordered index of leaves of up to 64 keys. A key has a 32-bit id, under which the number
-// of its newest version's slot stands in a flat array; a slot holds the version's revision, the slot of the
-// version before and the place of its record in a slab. Records hold the encoded key-value, are written once
-// and need no pointer, so that the garbage collector sees one object per slab and a few per leaf instead of
-// several per key. All links that the writer changes under readers are single atomic words. Superseded
-// versions, keys and slabs are reused or dropped only after a grace period (see epochs). A slab that is mostly
-// dead is emptied by copying what lives.
+// Keys stand in an ordered index of leaves of up to 64 keys, and beside it in a hash table (lookup), which finds a single one
+// with fewer cache misses. A key has a 32-bit id, under which the number of its newest version's slot stands in a flat
+// array; a slot holds the version's revision, the slot of the version before and the place of its record in a slab.
+// Records hold the encoded key-value, are written once and need no pointer, so that the garbage collector sees one
+// object per slab and a few per leaf instead of several per key. All links that the writer changes under readers are
+// single atomic words. Superseded versions, keys and slabs are reused or dropped only after a grace period (see epochs).
+// A slab that is mostly dead is emptied by copying what lives.
 package keyspace

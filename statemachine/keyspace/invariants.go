@@ -9,7 +9,7 @@ import (
 // proportional to all that it holds. Writer only; for the end of tests.
 func (s *Space) CheckInvariants() error {
 	c := &checker{s: s, seen: map[uint32]bool{}, liveBytes: map[uint32]int{}}
-	for _, check := range []func() error{c.index, c.retired, c.history, c.slots, c.slabs} {
+	for _, check := range []func() error{c.index, c.lookup, c.retired, c.history, c.slots, c.slabs} {
 		if err := check(); err != nil {
 			return fmt.Errorf("keyspace: invariant: %w", err)
 		}
@@ -30,6 +30,7 @@ type checker struct {
 	seen         map[uint32]bool // slots in use
 	liveBytes    map[uint32]int  // by slab
 	keys         int
+	lookedUp     int    // keys that the lookup has
 	aboveCompact uint64 // versions above the compact revision
 	logicalBytes int64
 }
@@ -67,6 +68,12 @@ func (c *checker) index() error {
 				if at, found := c.s.index.seek(lf, key); !found || at != i {
 					return fmt.Errorf("key %q is not found in its leaf", key)
 				}
+				switch found, ok, complete := c.s.lookup.find(c.s.hash(key), key); {
+				case ok && found != id, !ok && complete:
+					return fmt.Errorf("key %q (%d) is looked up as %d: %t", key, id, found, ok)
+				case ok:
+					c.lookedUp++
+				}
 				ids[id], last = true, key
 				if err := c.versions(id, key); err != nil {
 					return fmt.Errorf("key %q: %w", key, err)
@@ -77,6 +84,27 @@ func (c *checker) index() error {
 	}
 	if next != nil {
 		return fmt.Errorf("cells beyond the last group")
+	}
+	return nil
+}
+
+// lookup checks that it has no more than the keys of the index that it finds, and lists each segment as it should.
+func (c *checker) lookup() error {
+	d := c.s.lookup.directory.Load()
+	entries := 0
+	for i := range d.segments {
+		sg, local := d.segments[i].Load(), d.localDepth(uint64(i))
+		for j := i & (1<<local - 1); j < len(d.segments); j += 1 << local {
+			if d.segments[j].Load() != sg {
+				return fmt.Errorf("segment %d of depth %d is not listed at %d", i, local, j)
+			}
+		}
+		if i < 1<<local {
+			sg.visit(func(uint32) { entries++ })
+		}
+	}
+	if entries != c.s.lookup.entries || entries != c.lookedUp {
+		return fmt.Errorf("lookup of %d entries, %d of them found, counted %d", entries, c.lookedUp, c.s.lookup.entries)
 	}
 	return nil
 }

@@ -20,10 +20,10 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 		return err
 	}
 	kv := v.keyValue()
-	p := s.index.locate(v.Key)
+	id, found := s.find(v.Key)
 	var head uint32
-	if p.found {
-		head = s.heads.at(p.leaf.ids[p.position]).Load()
+	if found {
+		head = s.heads.at(id).Load()
 	}
 	previous, existed := s.live(head)
 	inconsistent := func(why string) error { return inconsistentVersion(v.Key, v.ModRevision, sub, why) }
@@ -33,15 +33,15 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	switch {
 	case base && v.Tombstone:
 		return inconsistent("a compacted tombstone")
-	case base && (s.written || p.found):
+	case base && (s.written || found):
 		return inconsistent("a compacted version after another of its key or after the history began")
 	case base:
 	case s.written && (v.ModRevision < s.newest.main || v.ModRevision == s.newest.main && sub <= s.newestSub),
 		!first && v.ModRevision <= s.state.Load().revision:
 		return inconsistent("out of order")
-	case first && p.found && s.slots.at(head).main.Load() < s.compactRevision:
+	case first && found && s.slots.at(head).main.Load() < s.compactRevision:
 		return inconsistent("a version that it superseded is compacted")
-	case first && !p.found:
+	case first && !found:
 	default:
 		if why := follows(&v, &previous, existed); why != "" {
 			return inconsistent(why)
@@ -50,7 +50,7 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 
 	slot, record := s.store(&kv, sub, v.Tombstone, head)
 	s.digest.written(record, previous, existed)
-	s.link(&p, v.Key, slot)
+	s.link(id, found, v.Key, slot)
 	var freed int64
 	if existed {
 		freed = previous.LogicalBytes()

@@ -76,7 +76,7 @@ func (sn *Snapshot) Get(key []byte, revision int64) (Version, bool, error) {
 	if err != nil {
 		return Version{}, false, err
 	}
-	id, found := sn.space.index.find(key)
+	id, found := sn.space.find(key)
 	if !found {
 		return Version{}, false, nil
 	}

@@ -2,6 +2,7 @@ package keyspace
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math"
 	"sync/atomic"
 )
@@ -24,6 +25,8 @@ type Space struct {
 	epochs epochs
 
 	index   index
+	lookup  lookup
+	seed    maphash.Seed // of the hashes of lookup
 	heads   heads
 	slots   slots
 	slabs   slabs
@@ -73,7 +76,7 @@ type Stats struct {
 
 // New returns an empty Space at revision and index zero.
 func New(o Options) *Space {
-	s := &Space{compactRevision: o.CompactRevision}
+	s := &Space{compactRevision: o.CompactRevision, seed: maphash.MakeSeed()}
 	slabBytes := o.SlabBytes
 	if slabBytes <= 0 {
 		slabBytes = DefaultSlabBytes
@@ -83,6 +86,7 @@ func New(o Options) *Space {
 	s.heads.init()
 	s.history.init()
 	s.index.init(s.keyOf)
+	s.lookup.init(s.keyOf, s.hashesOf)
 	s.compaction = compaction{published: o.CompactRevision, target: o.CompactRevision, done: o.CompactRevision}
 	s.state.Store(&state{revision: o.CompactRevision, compactRevision: o.CompactRevision})
 	return s
@@ -90,7 +94,7 @@ func New(o Options) *Space {
 
 // Latest returns the newest version of key, published or not; false if the key is absent or deleted.
 func (s *Space) Latest(key []byte) (Version, bool) {
-	id, found := s.index.find(key)
+	id, found := s.find(key)
 	if !found {
 		return Version{}, false
 	}
@@ -102,10 +106,10 @@ func (s *Space) Latest(key []byte) (Version, bool) {
 // could be right then.
 func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, previous Version, existed bool) {
 	s.mustFollow(main, sub)
-	p := s.index.locate(key)
+	id, found := s.find(key)
 	var head uint32
-	if p.found {
-		head = s.heads.at(p.leaf.ids[p.position]).Load()
+	if found {
+		head = s.heads.at(id).Load()
 		previous, existed = s.live(head)
 	}
 	kv := keyValue{key: key, value: value, createRevision: main, modRevision: main, version: 1, lease: lease}
@@ -115,7 +119,7 @@ func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, pr
 		s.keys++
 	}
 	slot, record := s.store(&kv, sub, false, head)
-	s.link(&p, key, slot)
+	s.link(id, found, key, slot)
 	var freed int64
 	if existed {
 		freed = previous.LogicalBytes()
@@ -129,18 +133,18 @@ func (s *Space) Put(key, value []byte, lease int64, main, sub int64) (stored, pr
 // is none, nothing happens and existed is false. It panics as Put does.
 func (s *Space) Delete(key []byte, main, sub int64) (tombstone, previous Version, existed bool) {
 	s.mustFollow(main, sub)
-	p := s.index.locate(key)
-	if !p.found {
+	id, found := s.find(key)
+	if !found {
 		return Version{}, Version{}, false
 	}
-	head := s.heads.at(p.leaf.ids[p.position]).Load()
+	head := s.heads.at(id).Load()
 	previous, existed = s.live(head)
 	if !existed {
 		return Version{}, Version{}, false
 	}
 	kv := tombstoneOf(key, main)
 	slot, record := s.store(&kv, sub, true, head)
-	s.link(&p, key, slot)
+	s.link(id, found, key, slot)
 	tombstone = record.version()
 	s.keys--
 	s.digest.written(record, previous, existed)
@@ -210,6 +214,30 @@ func (s *Space) live(number uint32) (Version, bool) {
 	return s.slabs.record(ref).version(), true
 }
 
+// find returns the id of key.
+func (s *Space) find(key []byte) (id uint32, found bool) {
+	id, found, complete := s.lookup.find(s.hash(key), key)
+	if found || complete {
+		return id, found
+	}
+	return s.index.find(key)
+}
+
+func (s *Space) hash(key []byte) uint64 { return maphash.Bytes(s.seed, key) }
+
+// hashesOf takes each of the steps from id to key for all ids, so that their cache misses overlap.
+func (s *Space) hashesOf(ids []uint32, hashes []uint64) {
+	for i, id := range ids {
+		hashes[i] = uint64(s.heads.at(id).Load())
+	}
+	for i, number := range hashes[:len(ids)] {
+		hashes[i] = s.slots.at(uint32(number)).ref.Load()
+	}
+	for i, ref := range hashes[:len(ids)] {
+		hashes[i] = s.hash(s.slabs.record(recordRef(ref)).key())
+	}
+}
+
 func (s *Space) keyOf(id uint32) []byte {
 	ref := recordRef(s.slots.at(s.heads.at(id).Load()).ref.Load())
 	return s.slabs.record(ref).key()
@@ -236,18 +264,17 @@ func (s *Space) store(kv *keyValue, sub int64, tombstone bool, prev uint32) (uin
 	return number, recordAt(room)
 }
 
-// link makes the slot the newest version of the key at p, which is added to the index if it is not there.
-func (s *Space) link(p *place, key []byte, slot uint32) {
-	if p.found {
-		id := p.leaf.ids[p.position]
-		s.slots.at(slot).key.Store(id)
-		s.heads.at(id).Store(slot)
-		return
+// link makes the slot the newest version of the key, which is added to the index if it is not there.
+func (s *Space) link(id uint32, found bool, key []byte, slot uint32) {
+	if !found {
+		id = s.heads.allocate()
 	}
-	id := s.heads.allocate()
 	s.slots.at(slot).key.Store(id)
 	s.heads.at(id).Store(slot)
-	s.index.insert(*p, key, id)
+	if !found {
+		s.index.insert(s.index.locate(key), key, id)
+		s.lookup.insert(s.hash(key), id)
+	}
 }
 
 // record enters the version into the history.
