@@ -115,7 +115,7 @@ func TestHandlerAllocations(t *testing.T) {
 	}{
 		{"get", func() (any, error) { return server.rangeAnswer(ctx, ranged) }, 5},
 		{"range of 1,000", func() (any, error) { return server.rangeAnswer(ctx, thousand) }, 7},
-		{"put", func() (any, error) { return server.Put(ctx, put) }, 7},
+		{"put", func() (any, error) { return server.Put(ctx, put) }, 4},
 	} {
 		got := testing.AllocsPerRun(1000, func() {
 			stream.header = nil

@@ -4,9 +4,10 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/mirror"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
 )
@@ -108,9 +109,28 @@ func newRangeAnswer(header []byte, result statemachine.RangeResult, keysOnly boo
 	return a
 }
 
-func encodedHeader(h *pb.ResponseHeader) []byte {
-	encoded, _ := proto.Marshal(h) // a message of integers cannot fail
-	return encoded
+// Field numbers of pb.ResponseHeader.
+const (
+	headerClusterIDField protowire.Number = 1
+	headerMemberIDField  protowire.Number = 2
+	headerRevisionField  protowire.Number = 3
+	headerTermField      protowire.Number = 4
+
+	// headerBytesMax is what an encoded header has at most: four tags and numbers.
+	headerBytesMax = 4 * (1 + 10)
+)
+
+// appendHeader appends an encoded header.
+func appendHeader(b []byte, from *mirror.Identity, revision int64, term uint64) []byte {
+	b = wire.AppendVarint(b, headerClusterIDField, from.ClusterID)
+	b = wire.AppendVarint(b, headerMemberIDField, from.FrontendID)
+	b = wire.AppendVarint(b, headerRevisionField, uint64(revision))
+	return wire.AppendVarint(b, headerTermField, term)
+}
+
+// encodedHeader returns the header of an answer from the state that the facts describe, encoded.
+func encodedHeader(facts *serving.Facts) []byte {
+	return appendHeader(make([]byte, 0, headerBytesMax), &facts.Identity, facts.Revision, facts.Term)
 }
 
 // Field numbers of pb.RangeResponse and pb.RangeStreamResponse.

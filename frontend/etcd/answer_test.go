@@ -51,17 +51,18 @@ func TestRangeAnswerIsByteForByteThatOfEtcd(t *testing.T) {
 	for _, kv := range kvs {
 		result.KVs = append(result.KVs, keyspace.Version{Key: kv.Key, Encoded: marshal(t, kv)})
 	}
-	h := &pb.ResponseHeader{ClusterId: 1 << 63, MemberId: 7, Revision: 8, RaftTerm: 2}
+	facts := serving.Facts{Identity: mirror.Identity{ClusterID: 1 << 63, FrontendID: 7}, Revision: 8, Term: 2}
+	h := header(facts)
 	for _, more := range []bool{false, true} {
 		for _, count := range []int64{0, 3, 1 << 33} {
 			result.More, result.Count = more, count
 			want := &pb.RangeResponse{Header: h, Kvs: kvs, More: more, Count: count}
-			sameBytes(t, newRangeAnswer(encodedHeader(h), result, false), want)
-			sameBytes(t, &rangeStreamAnswer{newRangeAnswer(encodedHeader(h), result, false)}, &pb.RangeStreamResponse{RangeResponse: want})
+			sameBytes(t, newRangeAnswer(encodedHeader(&facts), result, false), want)
+			sameBytes(t, &rangeStreamAnswer{newRangeAnswer(encodedHeader(&facts), result, false)}, &pb.RangeStreamResponse{RangeResponse: want})
 		}
 	}
 	sameBytes(t, newRangeAnswer(nil, statemachine.RangeResult{}, false), &pb.RangeResponse{})
-	sameBytes(t, newRangeAnswer(encodedHeader(&pb.ResponseHeader{}), statemachine.RangeResult{}, false),
+	sameBytes(t, newRangeAnswer(encodedHeader(&serving.Facts{}), statemachine.RangeResult{}, false),
 		&pb.RangeResponse{Header: &pb.ResponseHeader{}})
 
 	keysOnly := &pb.RangeResponse{Header: h, More: true, Count: 1 << 33}
@@ -70,7 +71,7 @@ func TestRangeAnswerIsByteForByteThatOfEtcd(t *testing.T) {
 		kv.Value = nil
 		keysOnly.Kvs = append(keysOnly.Kvs, kv)
 	}
-	sameBytes(t, newRangeAnswer(encodedHeader(h), result, true), keysOnly)
+	sameBytes(t, newRangeAnswer(encodedHeader(&facts), result, true), keysOnly)
 }
 
 func TestWatchAnswerIsByteForByteThatOfEtcd(t *testing.T) {

@@ -70,9 +70,9 @@ func (s *kvServer) rangeAnswer(ctx context.Context, r *pb.RangeRequest) (any, er
 	if err != nil {
 		return nil, failure(err)
 	}
-	told := s.told(view.Facts())
-	told.send(ctx)
-	return newRangeAnswer(told.encoded, result, r.GetKeysOnly()), nil
+	facts := view.Facts()
+	s.send(ctx, facts)
+	return newRangeAnswer(encodedHeader(&facts), result, r.GetKeysOnly()), nil
 }
 
 // get answers a range that is one key: whatever it says of order and limit means nothing then.
@@ -81,9 +81,9 @@ func (s *kvServer) get(ctx context.Context, view serving.View, r *pb.RangeReques
 	if err != nil {
 		return nil, failure(err)
 	}
-	told := s.told(view.Facts())
-	told.send(ctx)
-	answer := &rangeAnswer{header: told.encoded}
+	facts := view.Facts()
+	s.send(ctx, facts)
+	answer := &rangeAnswer{header: encodedHeader(&facts)}
 	if ok {
 		answer.one[0] = wire.KeyValue(version.Encoded, r.GetKeysOnly())
 		answer.keyValues, answer.count = answer.one[:], 1
@@ -93,8 +93,8 @@ func (s *kvServer) get(ctx context.Context, view serving.View, r *pb.RangeReques
 
 // gatherRange copies the key-values from where they are kept into the answer.
 func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *commandv1.Range) (any, error) {
-	answer, told := new(wire.Gathered), s.told(view.Facts())
-	answer.AppendElement(rangeHeaderField, told.encoded)
+	answer, facts := new(wire.Gathered), view.Facts()
+	answer.AppendElement(rangeHeaderField, encodedHeader(&facts))
 	visited := 0
 	count, more, err := statemachine.GatherRange(view.Snapshot, command, func(encoded []byte) bool {
 		answer.AppendElement(rangeKeyValuesField, wire.KeyValue(encoded, command.KeysOnly))
@@ -109,7 +109,7 @@ func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *
 	}
 	answer.AppendVarint(rangeMoreField, wire.Bool(more))
 	answer.AppendVarint(rangeCountField, uint64(count))
-	told.send(ctx)
+	s.send(ctx, facts)
 	return answer, nil
 }
 
@@ -120,15 +120,25 @@ func (s *kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
-	result, err := s.write(ctx, &commandv1.Command{Operation: &commandv1.Command_Put{Put: putCommand(r)}})
+	result, err := s.write(ctx, &putCommand(r).command)
 	if err != nil {
 		return nil, err
 	}
-	response := &pb.PutResponse{Header: s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))}
+	facts := s.region.FactsAt(result.Index, result.Revision)
+	s.send(ctx, facts)
+	answer := new(putAnswer)
+	setHeader(&answer.header, facts)
+	answer.response.Header = &answer.header
 	if result.Put != nil {
-		response.PrevKv = previous(result.Put.Previous)
+		answer.response.PrevKv = previous(result.Put.Previous)
 	}
-	return response, nil
+	return &answer.response, nil
+}
+
+// putAnswer is an answer that is one object.
+type putAnswer struct {
+	response pb.PutResponse
+	header   pb.ResponseHeader
 }
 
 func (s *kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
@@ -209,9 +219,9 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 		return err
 	}
 	defer view.Release()
-	told := s.told(view.Facts())
+	facts := view.Facts()
 	// An error here is one of the stream, which the first send will return too.
-	_ = stream.SetHeader(told.metadata)
+	_ = stream.SetHeader(s.metadataOf(facts))
 
 	sender := rangeSender{
 		stream: stream, limit: r.GetLimit(), keysOnly: r.GetKeysOnly(), countOnly: r.GetCountOnly(),
@@ -221,7 +231,7 @@ func (s *kvServer) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServe
 	if err := view.Range(start, end, r.GetRevision(), sender.visit); err != nil {
 		return failure(err)
 	}
-	return sender.finish(told.encoded)
+	return sender.finish(encodedHeader(&facts))
 }
 
 // bounds turns etcd's range into [start, end), where nil means no end.

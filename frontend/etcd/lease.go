@@ -49,7 +49,7 @@ func (s *leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 // lease that does not exist.
 func (s *leaseServer) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	// An error here is one of the stream, which the first read or write will return too.
-	_ = stream.SetHeader(s.told(s.region.Facts()).metadata)
+	_ = stream.SetHeader(s.metadataOf(s.region.Facts()))
 	err := s.region.KeepAlive(s.leases, renewalStream{stream})
 	if _, ofStream := status.FromError(err); ofStream { // or nil
 		return err

@@ -155,35 +155,37 @@ func writeOptions(md metadata.MD) (serving.WriteOptions, error) {
 
 // header returns etcd's header for an answer from the state that the facts describe.
 func header(facts serving.Facts) *pb.ResponseHeader {
-	return &pb.ResponseHeader{
-		ClusterId: facts.Identity.ClusterID,
-		MemberId:  facts.Identity.FrontendID,
-		Revision:  facts.Revision,
-		RaftTerm:  facts.Term,
-	}
+	h := new(pb.ResponseHeader)
+	setHeader(h, facts)
+	return h
 }
 
-// told is how an answer tells its facts. Answers of the same facts share it, so nobody may change anything in it.
+func setHeader(h *pb.ResponseHeader, facts serving.Facts) {
+	h.ClusterId, h.MemberId = facts.Identity.ClusterID, facts.Identity.FrontendID
+	h.Revision, h.RaftTerm = facts.Revision, facts.Term
+}
+
+// told is what an answer tells of its facts beyond etcd's header. Answers of the same facts share it, so nobody may change
+// anything in it.
 type told struct {
-	facts serving.Facts
-	// metadata is what etcd's header has no field for.
+	facts    serving.Facts // but for the revision, which the header tells
 	metadata metadata.MD
-	header   *pb.ResponseHeader
-	encoded  []byte // the header
 }
 
 // ageUnit is what the age in an answer is rounded up to. It is a bound all the same, and most answers of a moment say the
-// same then: they share how they are told, and a connection sends a value that it has sent lately as its number in a table.
+// same then: they share what is told, and a connection sends a value that it has sent lately as its number in a table.
 const ageUnit = time.Millisecond
 
+// tellable returns the facts as they are told.
 func tellable(facts serving.Facts) serving.Facts {
+	facts.Revision = 0
 	if facts.Age > 0 {
 		facts.Age = (facts.Age + ageUnit - 1).Truncate(ageUnit)
 	}
 	return facts
 }
 
-// newTold returns what is told of facts that are tellable. The values of its metadata share one string and one array.
+// newTold returns what is told of facts that are tellable. The values of the metadata share one string and one array.
 func newTold(facts serving.Facts) *told {
 	age := int64(-1)
 	if facts.Age >= 0 {
@@ -200,37 +202,34 @@ func newTold(facts serving.Facts) *told {
 	values := &[...]string{
 		facts.Identity.Region, shared[:incarnationEnd], shared[incarnationEnd:indexEnd], shared[indexEnd:ageEnd], shared[ageEnd:],
 	}
-	t := &told{facts: facts, header: header(facts), metadata: metadata.MD{
+	return &told{facts: facts, metadata: metadata.MD{
 		RegionKey: values[0:1:1], IncarnationKey: values[1:2:2], LogIndexKey: values[2:3:3], AgeKey: values[3:4:4],
 		TokenKey: values[4:5:5],
 	}}
-	t.encoded = encodedHeader(t.header)
-	return t
 }
 
-// told returns how facts are told.
-func (s *services) told(facts serving.Facts) *told {
+// metadataOf returns the answer metadata of facts. Nobody may change them.
+func (s *services) metadataOf(facts serving.Facts) metadata.MD {
 	facts = tellable(facts)
-	if t := s.lastTold.Load(); t != nil && t.facts == facts {
-		return t
+	t := s.lastTold.Load()
+	if t == nil || t.facts != facts {
+		t = newTold(facts)
+		s.lastTold.Store(t)
 	}
-	t := newTold(facts)
-	s.lastTold.Store(t)
-	return t
+	return t.metadata
 }
 
-// send sends a unary call's response headers. The answer comes next: setting them for the answer to take along would have
-// gRPC copy them.
-func (t *told) send(ctx context.Context) {
+// send sends the facts as a unary call's response headers. The answer comes next: were they set for the answer to take
+// along, gRPC would copy them.
+func (s *services) send(ctx context.Context, facts serving.Facts) {
 	// The one error there can be is one of the stream, which the answer will meet too.
-	_ = grpc.SendHeader(ctx, t.metadata)
+	_ = grpc.SendHeader(ctx, s.metadataOf(facts))
 }
 
-// tell sends the facts as a unary call's response headers and returns etcd's header, which nobody may change.
+// tell sends the facts as a unary call's response headers and returns etcd's header.
 func (s *services) tell(ctx context.Context, facts serving.Facts) *pb.ResponseHeader {
-	t := s.told(facts)
-	t.send(ctx)
-	return t.header
+	s.send(ctx, facts)
+	return header(facts)
 }
 
 func unimplemented(what, instead string) error {

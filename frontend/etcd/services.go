@@ -60,7 +60,7 @@ type services struct {
 	logLost      func() <-chan struct{}
 	logger       *slog.Logger
 
-	// lastTold is how the facts of an answer before were told.
+	// lastTold is what an answer before told.
 	lastTold atomic.Pointer[told]
 }
 

@@ -47,15 +47,24 @@ func rangeCommand(r *pb.RangeRequest) *commandv1.Range {
 	}
 }
 
-func putCommand(r *pb.PutRequest) *commandv1.Put {
-	return &commandv1.Put{
+// putProposal is a command that is one object.
+type putProposal struct {
+	command   commandv1.Command
+	operation commandv1.Command_Put
+	put       commandv1.Put
+}
+
+func putCommand(r *pb.PutRequest) *putProposal {
+	p := &putProposal{put: commandv1.Put{
 		Key:         r.GetKey(),
 		Value:       r.GetValue(),
 		Lease:       r.GetLease(),
 		IgnoreValue: r.GetIgnoreValue(),
 		IgnoreLease: r.GetIgnoreLease(),
 		Previous:    r.GetPrevKv(),
-	}
+	}}
+	p.operation.Put, p.command.Operation = &p.put, &p.operation
+	return p
 }
 
 func deleteCommand(r *pb.DeleteRangeRequest) *commandv1.DeleteRange {
@@ -82,7 +91,7 @@ func operationCommands(operations []*pb.RequestOp) []*commandv1.TxnOperation {
 		case *pb.RequestOp_RequestRange:
 			command.Operation = &commandv1.TxnOperation_Range{Range: rangeCommand(o.RequestRange)}
 		case *pb.RequestOp_RequestPut:
-			command.Operation = &commandv1.TxnOperation_Put{Put: putCommand(o.RequestPut)}
+			command.Operation = &commandv1.TxnOperation_Put{Put: &putCommand(o.RequestPut).put}
 		case *pb.RequestOp_RequestDeleteRange:
 			command.Operation = &commandv1.TxnOperation_DeleteRange{DeleteRange: deleteCommand(o.RequestDeleteRange)}
 		case *pb.RequestOp_RequestTxn:

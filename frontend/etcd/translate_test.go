@@ -62,7 +62,7 @@ func TestPutsKeepTheirOptions(t *testing.T) {
 		{Key: []byte("k"), Value: []byte("v"), Lease: 3, PrevKv: true}, {Key: []byte("k"), Value: []byte("v"), IgnoreLease: true},
 		{Key: []byte("k"), Lease: 3, IgnoreValue: true},
 	} {
-		got := putCommand(asked)
+		got := &putCommand(asked).put
 		if string(got.GetKey()) != string(asked.GetKey()) || string(got.GetValue()) != string(asked.GetValue()) || got.GetLease() != asked.GetLease() ||
 			got.GetPrevious() != asked.GetPrevKv() || got.GetIgnoreLease() != asked.GetIgnoreLease() || got.GetIgnoreValue() != asked.GetIgnoreValue() {
 			t.Errorf("%v became %v", asked, got)

@@ -33,7 +33,7 @@ func (s *watchServer) Watch(stream pb.Watch_WatchServer) error {
 		return err
 	}
 	// An error here is one of the stream, which the first read or write will return too.
-	_ = stream.SetHeader(s.told(s.region.Facts()).metadata)
+	_ = stream.SetHeader(s.metadataOf(s.region.Facts()))
 	handler := delivery.Handler{
 		Request:       requestWatch,
 		Encoder:       newWatchEncoder(s.region),
@@ -170,14 +170,6 @@ const (
 	watchEventsField          protowire.Number = 11
 )
 
-// Field numbers of pb.ResponseHeader.
-const (
-	headerClusterIDField protowire.Number = 1
-	headerMemberIDField  protowire.Number = 2
-	headerRevisionField  protowire.Number = 3
-	headerTermField      protowire.Number = 4
-)
-
 // AppendEncoded implements delivery.Encoder.
 func (e *watchEncoder) AppendEncoded(b []byte, r *watch.Response) []byte {
 	b = append(b, e.headerAt(r.Revision)...)
@@ -198,16 +190,8 @@ func (e *watchEncoder) headerAt(revision int64) []byte {
 	term := e.term()
 	if e.header == nil || term != e.headerTerm || revision != e.headerRevision {
 		e.headerTerm, e.headerRevision = term, revision
-		size := wire.SizeVarint(headerClusterIDField, e.identity.ClusterID) +
-			wire.SizeVarint(headerMemberIDField, e.identity.FrontendID) +
-			wire.SizeVarint(headerRevisionField, uint64(revision)) +
-			wire.SizeVarint(headerTermField, term)
-		b := protowire.AppendTag(e.header[:0], watchHeaderField, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(size))
-		b = wire.AppendVarint(b, headerClusterIDField, e.identity.ClusterID)
-		b = wire.AppendVarint(b, headerMemberIDField, e.identity.FrontendID)
-		b = wire.AppendVarint(b, headerRevisionField, uint64(revision))
-		e.header = wire.AppendVarint(b, headerTermField, term)
+		var header [headerBytesMax]byte
+		e.header = wire.AppendElement(e.header[:0], watchHeaderField, appendHeader(header[:0], &e.identity, revision, term))
 	}
 	return e.header
 }

@@ -39,18 +39,41 @@ func TestCodecRefusesAMessageThatLiesAboutItsSize(t *testing.T) {
 	}
 }
 
-func TestCodecFallsBackToProtobuf(t *testing.T) {
-	codec, request := NewCodec(), &kvv1.PutRequest{Key: []byte("k"), Value: []byte("v"), Lease: 7}
-	data, err := codec.Marshal(request)
-	if err != nil {
-		t.Fatal(err)
+func TestCodecTakesPlainProtobuf(t *testing.T) {
+	codec := NewCodec()
+	for _, size := range []int{0, 1, 1000, 1100, 100_000} {
+		request := &kvv1.PutRequest{Key: []byte("k"), Value: bytes.Repeat([]byte("v"), size), Lease: 7}
+		data, err := codec.Marshal(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := proto.Marshal(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// gRPC reads a message in pieces that fit its frames.
+		read, reader := make([]byte, 0, len(encoded)), data.Reader()
+		for piece := make([]byte, 16<<10); ; {
+			n, err := reader.Read(piece)
+			read = append(read, piece[:n]...)
+			if err != nil {
+				break
+			}
+		}
+		if data.Len() != len(encoded) || !bytes.Equal(read, encoded) {
+			t.Errorf("a value of %d bytes was not encoded as protobuf does", size)
+		}
+		got := new(kvv1.PutRequest)
+		if err := codec.Unmarshal(data, got); err != nil || !proto.Equal(got, request) {
+			t.Errorf("a value of %d bytes: got %v, %v", size, got, err)
+		}
+		data.Free()
 	}
-	got := new(kvv1.PutRequest)
-	if err := codec.Unmarshal(data, got); err != nil {
-		t.Fatal(err)
+	if _, err := codec.Marshal(7); err == nil {
+		t.Error("an int was encoded")
 	}
-	if !proto.Equal(got, request) {
-		t.Fatalf("got %v, want %v", got, request)
+	if _, err := codec.Marshal(&kvv1.ResponseHeader{Region: string([]byte{0xff})}); err == nil {
+		t.Error("a string that is not UTF-8 was encoded")
 	}
 }
 
