@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 )
 
 // fakeLog is a log of one member that commits whatever it is given at once, and that can go away and come back.
@@ -50,7 +51,7 @@ func newFakeLog(t *testing.T) *fakeLog {
 		t.Fatal(err)
 	}
 	l.append(&logv1.Proposal{Kind: logv1.EntryKind_ENTRY_KIND_GENESIS, Payload: genesis})
-	server := grpc.NewServer()
+	server := directstream.NewCombined(directstream.ServerConfig{}, nil)
 	logv1.RegisterLogServiceServer(server, l)
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)

@@ -143,6 +143,8 @@ func (a *Appender) stream(address string, roundTrip time.Duration) error {
 		return err
 	}
 	watchdog.Stop()
+	// Whoever writes here will read here: the first question finds its stream open.
+	c.roundStreamTo(address)
 	return a.serve(ctx, cancel, stream, answer)
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 	"github.com/logmirror/logmirror/internal/observe/calls"
 )
 
@@ -48,12 +49,13 @@ type Client struct {
 	closed           bool
 }
 
-// connection is one gRPC connection to one address.
+// connection is how one address is reached: the hot streams each on a connection of its own, the rest by gRPC.
 type connection struct {
 	address string
 	grpc    *grpc.ClientConn
+	streams *directstream.Client
 	service logv1.LogServiceClient
-	// received counts bytes, to tell a member that is silent from one whose long message is still on its way.
+	// received counts bytes of all of them, to tell a member that is silent from one whose long message is still on its way.
 	received atomic.Uint64
 }
 
@@ -121,7 +123,7 @@ func (c *Client) Close() {
 	c.connections = make(map[string]*connection)
 	c.mu.Unlock()
 	for _, connection := range connections {
-		_ = connection.grpc.Close()
+		connection.close()
 	}
 	c.goroutines.Wait()
 }
@@ -191,6 +193,9 @@ func (c *Client) checkHandshake(h *logv1.Handshake) error {
 	return nil
 }
 
+// dialTimeout bounds the time until a connection is ready.
+const dialTimeout = 3 * time.Second
+
 // connect returns the connection to an address, made if there is none.
 func (c *Client) connect(address string) (*connection, error) {
 	c.mu.Lock()
@@ -202,18 +207,19 @@ func (c *Client) connect(address string) (*connection, error) {
 		return existing, nil
 	}
 	made := &connection{address: address}
+	dial := func(ctx context.Context) (net.Conn, error) {
+		conn, err := c.config.Dial(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		return countingConn{Conn: conn, received: &made.received}, nil
+	}
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(c.config.Credentials),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			conn, err := c.config.Dial(ctx, address)
-			if err != nil {
-				return nil, err
-			}
-			return countingConn{Conn: conn, received: &made.received}, nil
-		}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: c.config.RetryMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 3 * time.Second,
+			MinConnectTimeout: dialTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(c.config.MessageBytesMax)),
 		// Windows that hold what a fast log sends during the round trip of an ocean.
@@ -225,7 +231,11 @@ func (c *Client) connect(address string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	made.grpc, made.service = conn, logv1.NewLogServiceClient(conn)
+	made.grpc = conn
+	made.streams = directstream.NewClient(directstream.ClientConfig{Dial: dial, Authority: address, Credentials: c.config.Credentials,
+		Others: conn, DialTimeout: dialTimeout, MessageBytesMax: c.config.MessageBytesMax,
+		Methods: []string{logv1.LogService_Append_FullMethodName, logv1.LogService_Tail_FullMethodName, logv1.LogService_ReadRound_FullMethodName}})
+	made.service = logv1.NewLogServiceClient(made.streams)
 	c.connections[address] = made
 	return made, nil
 }
@@ -238,7 +248,12 @@ func (c *Client) disconnect(connection *connection) {
 		delete(c.connections, connection.address)
 	}
 	c.mu.Unlock()
-	_ = connection.grpc.Close()
+	connection.close()
+}
+
+func (c *connection) close() {
+	c.streams.Close()
+	_ = c.grpc.Close()
 }
 
 // update runs one step of the tracker and wakes whoever waits for its decisions.

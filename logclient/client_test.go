@@ -14,11 +14,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 	"github.com/logmirror/logmirror/internal/wan"
 )
 
@@ -35,7 +35,7 @@ type fakeMember struct {
 	logv1.UnimplementedLogServiceServer
 	log     *fakeLog
 	address string
-	server  *grpc.Server
+	server  *directstream.Combined
 
 	mu        sync.Mutex
 	clusterID uint64
@@ -74,7 +74,7 @@ func bubble(t *testing.T, test func(t *testing.T, l *fakeLog)) {
 // serve starts a member in a region, at the address REGION:1.
 func (l *fakeLog) serve(region string, published uint64) *fakeMember {
 	l.t.Helper()
-	m := &fakeMember{log: l, address: region + ":1", clusterID: 5, published: published, server: grpc.NewServer()}
+	m := &fakeMember{log: l, address: region + ":1", clusterID: 5, published: published, server: directstream.NewCombined(directstream.ServerConfig{}, nil)}
 	listener, err := l.net.Region(region).Listen(m.address)
 	if err != nil {
 		l.t.Fatal(err)

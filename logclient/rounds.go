@@ -127,8 +127,8 @@ func (c *Client) askRound(ctx context.Context, address string, timeout time.Dura
 	}
 }
 
-// roundStream is the stream for read rounds to one member. It is opened by the first question and ends with the first
-// failure; the next question opens another.
+// roundStream is the stream for read rounds to one member. It is opened by the first question, or beside the stream of an
+// Appender, and ends with the first failure; the next question opens another.
 type roundStream struct {
 	client  *Client
 	address string
@@ -198,6 +198,12 @@ func (s *roundStream) ask() *question {
 	default:
 	}
 	return q
+}
+
+func (c *Client) isCurrent(address string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tracker.current == address
 }
 
 func (s *roundStream) forget(q *question) {
@@ -272,7 +278,8 @@ func (s *roundStream) serve() error {
 }
 
 // send gives questions to the stream as they come. A stream whose questions find no answer is given up, so that the
-// next question dials afresh; one without questions is given up too.
+// next question dials afresh; one without questions is given up too, unless it goes to the member in use: the next
+// question must not wait for a connection.
 func (s *roundStream) send(ctx context.Context, send func(*logv1.ReadRoundRequest) error) error {
 	idle := time.NewTimer(s.client.config.PreferAfter)
 	defer idle.Stop()
@@ -281,6 +288,10 @@ func (s *roundStream) send(ctx context.Context, send func(*logv1.ReadRoundReques
 		case <-ctx.Done():
 			return nil
 		case <-idle.C:
+			if s.client.isCurrent(s.address) {
+				idle.Reset(s.client.config.PreferAfter)
+				continue
+			}
 			return errIdle
 		case <-s.more:
 		}

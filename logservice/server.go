@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/internal/observe/calls"
 	"github.com/logmirror/logmirror/internal/observe/slow"
@@ -36,7 +37,7 @@ type Server struct {
 	store     *checkpoint.Store
 	member    *Member
 	transport *peer.Transport
-	grpc      *grpc.Server
+	grpc      *directstream.Combined
 	published *published
 	metrics   *metrics
 	disk      *disk.Counted
@@ -194,10 +195,8 @@ func (s *Server) serve() {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
 	}
-	if s.config.ServerCredentials != nil {
-		options = append(options, grpc.Creds(s.config.ServerCredentials))
-	}
-	s.grpc = grpc.NewServer(options...)
+	direct := directstream.ServerConfig{Interceptor: authorizeStream, MessageBytesMax: maxMessageBytes}
+	s.grpc = directstream.NewCombined(direct, s.config.ServerCredentials, options...)
 	observed := s.calls.Registrar(s.grpc)
 	logv1.RegisterLogServiceServer(observed, &service{server: s})
 	s.transport.Register(observed)

@@ -11,12 +11,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 	"github.com/logmirror/logmirror/internal/wan"
 	"github.com/logmirror/logmirror/logclient"
 )
@@ -44,7 +44,7 @@ type fakeMember struct {
 	logv1.UnimplementedLogServiceServer
 	log    *fakeLog
 	region string
-	server *grpc.Server
+	server *directstream.Combined
 	// first is the first entry it holds.
 	first uint64
 	// held is the sealed checkpoint it holds; received is what came of one.
@@ -89,7 +89,7 @@ func fakeBubble(t *testing.T, test func(t *testing.T, l *fakeLog)) {
 
 func (l *fakeLog) serve(region string) *fakeMember {
 	l.t.Helper()
-	m := &fakeMember{log: l, region: region, server: grpc.NewServer(), first: 1, flip: -1}
+	m := &fakeMember{log: l, region: region, server: directstream.NewCombined(directstream.ServerConfig{}, nil), first: 1, flip: -1}
 	listener, err := l.net.Region(region).Listen(region + ":1")
 	if err != nil {
 		l.t.Fatal(err)

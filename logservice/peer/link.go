@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 )
 
 // link is all that goes to one member: a queue, and a goroutine that keeps a stream and empties the queue into it.
@@ -22,9 +23,11 @@ type link struct {
 	transport *Transport
 	id        uint64
 	address   string
-	conn      *grpc.ClientConn
-	cancel    context.CancelFunc
-	logger    *slog.Logger
+	// conn carries what is fetched; the stream of frames has a connection of its own.
+	conn    *grpc.ClientConn
+	streams *directstream.Client
+	cancel  context.CancelFunc
+	logger  *slog.Logger
 	// wake has a value when the queue may have become non-empty.
 	wake chan struct{}
 
@@ -45,6 +48,7 @@ const batchBytes = 256 << 10
 
 func (l *link) close() {
 	l.cancel()
+	l.streams.Close()
 	_ = l.conn.Close()
 }
 
@@ -138,10 +142,12 @@ func (l *link) take() (frames []*logv1.PeerFrame, lost bool) {
 	return frames, lost
 }
 
+var errUnreachable = errors.New("can't be reached")
+
 // run keeps a stream to the member until the link is closed.
 func (l *link) run(ctx context.Context) {
 	const restMin, restMax = 20 * time.Millisecond, time.Second
-	rest := restMin
+	rest, reachable := restMin, true
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := l.stream(ctx)
@@ -153,8 +159,13 @@ func (l *link) run(ctx context.Context) {
 			l.transport.config.Handler.Refused(l.id, err)
 			rest = restMax
 		}
-		l.logger.Info("stream to member ended", "error", err)
-		if time.Since(began) > 10*restMax {
+		if unreachable := errors.Is(err, errUnreachable); reachable || !unreachable {
+			l.logger.Info("stream to member ended", "error", err)
+			reachable = !unreachable
+		}
+		if !reachable {
+			rest = min(rest, redialMax)
+		} else if time.Since(began) > 10*restMax {
 			rest = restMin
 		}
 		timer := time.NewTimer(rest + rand.N(rest/2))
@@ -171,9 +182,9 @@ func (l *link) run(ctx context.Context) {
 func (l *link) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := logv1.NewPeerServiceClient(l.conn).Send(ctx, grpc.WaitForReady(true))
+	stream, err := logv1.NewPeerServiceClient(l.streams).Send(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	hello := l.transport.config.Handler.Handshake()
 	hello.TargetId = l.id

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 )
 
 // Handler is what a Transport needs of the member it serves. Its methods are called from several goroutines.
@@ -157,11 +158,9 @@ func (t *Transport) open(id uint64, address string) (*link, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(t.config.Credentials),
 		grpc.WithContextDialer(t.config.Dial),
-		// A region that was cut off for long waits for the next attempt when it is healed, so they follow each other closely: there
-		// are few members. Each lasts 5 s, in which TCP sends its first packet at 0, 1 and 3 s; the next would be at 7 s.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 100 * time.Millisecond},
-			MinConnectTimeout: 5 * time.Second}),
+			Backoff:           backoff.Config{BaseDelay: redialMax / 2, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax},
+			MinConnectTimeout: dialTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithInitialWindowSize(windowBytes), grpc.WithInitialConnWindowSize(windowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(t.config.MaxMessageBytes), grpc.MaxCallSendMsgSize(t.config.MaxMessageBytes)),
@@ -170,14 +169,26 @@ func (t *Transport) open(id uint64, address string) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("member %016x at %s: %w", id, address, err)
 	}
+	streams := directstream.NewClient(directstream.ClientConfig{
+		Dial:      func(ctx context.Context) (net.Conn, error) { return t.config.Dial(ctx, address) },
+		Authority: address, Credentials: t.config.Credentials, Others: conn, DialTimeout: dialTimeout,
+		Methods: []string{logv1.PeerService_Send_FullMethodName}, MessageBytesMax: t.config.MaxMessageBytes})
 	ctx, cancel := context.WithCancel(t.ctx)
-	l := &link{transport: t, id: id, address: address, conn: conn, cancel: cancel, wake: make(chan struct{}, 1),
+	l := &link{transport: t, id: id, address: address, conn: conn, streams: streams, cancel: cancel, wake: make(chan struct{}, 1),
 		logger: t.config.Logger.With("to", fmt.Sprintf("%016x", id), "address", address)}
 	t.wait.Go(func() { l.run(ctx) })
 	return l, nil
 }
 
-// windowBytes is the flow control window of streams between members: what a path of 200 ms at 1 Gbit/s holds is more,
+const (
+	// redialMax: a region that was cut off for long waits for the next attempt when it is healed, so they follow each other
+	// closely. There are few members.
+	redialMax = 100 * time.Millisecond
+	// dialTimeout: TCP sends its first packet at 0, 1 and 3 s; the next would be at 7 s.
+	dialTimeout = 5 * time.Second
+)
+
+// windowBytes is the flow control window of what members fetch from each other: what a path of 200 ms at 1 Gbit/s holds is more,
 // but a window is also what a stalled receiver may have to keep.
 const windowBytes = 8 << 20
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
+	"github.com/logmirror/logmirror/internal/directstream"
 	"github.com/logmirror/logmirror/internal/wan"
 )
 
@@ -28,7 +29,7 @@ var regions = map[uint64]string{us: "us", eu: "eu", ap: "ap"}
 type node struct {
 	*Transport
 	id       uint64
-	server   *grpc.Server
+	server   *directstream.Combined
 	check    func(h *logv1.PeerHandshake) error
 	hold     chan struct{} // while not nil, Receive waits for it
 	mu       sync.Mutex
@@ -115,13 +116,13 @@ func (p *peers) startChecking(id uint64, check func(h *logv1.PeerHandshake) erro
 	config := p.config
 	config.ID, config.Handler, config.Dial = id, n, p.network.Region(regions[id]).Dial
 	n.Transport = New(config)
-	n.server = grpc.NewServer(grpc.WaitForHandlers(true))
+	n.server = directstream.NewCombined(directstream.ServerConfig{}, nil, grpc.WaitForHandlers(true))
 	n.Register(n.server)
 	listener, err := p.network.Region(regions[id]).Listen(regions[id] + ":1")
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	go func(s *grpc.Server, l net.Listener) { _ = s.Serve(l) }(n.server, listener)
+	go func(s *directstream.Combined, l net.Listener) { _ = s.Serve(l) }(n.server, listener)
 	if err := n.SetMembers(map[uint64]string{us: "us:1", eu: "eu:1", ap: "ap:1"}); err != nil {
 		p.t.Fatal(err)
 	}
@@ -182,7 +183,7 @@ func TestStalledTarget(t *testing.T) {
 		p.nodes[eu].mu.Lock()
 		p.nodes[eu].hold = hold
 		p.nodes[eu].mu.Unlock()
-		for range 400 { // fills the flow control window, then the queue
+		for range 400 { // fills the connection, then the queue
 			sender.Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
 			time.Sleep(time.Millisecond)
 		}
@@ -272,13 +273,13 @@ func TestBrokenStreamGivesProposalsBack(t *testing.T) {
 		p.nodes[eu].mu.Lock()
 		p.nodes[eu].hold = hold
 		p.nodes[eu].mu.Unlock()
-		for range 300 {
+		for p.nodes[us].Health(eu).QueuedBytes < 10<<20 { // once the connection takes no more
 			p.nodes[us].Send(eu, []*logv1.PeerFrame{raftMessage(100 << 10)})
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Second)
 		p.nodes[us].Send(eu, []*logv1.PeerFrame{proposal(1, 1)})
-		p.nodes[eu].stop()
-		time.Sleep(time.Second)
+		p.network.Isolate("eu")
+		time.Sleep(directstream.SilenceMax + directstream.AliveInterval)
 		close(hold)
 		p.nodes[us].mu.Lock()
 		defer p.nodes[us].mu.Unlock()
