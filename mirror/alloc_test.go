@@ -1,11 +1,44 @@
 package mirror
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/logmirror/logmirror/statemachine"
 )
+
+// A proposal whose outcome is known is used again for the next command, but not its bytes where they are the payload of a
+// batch: a copy of that may be on its way still.
+func TestProposalsAreUsedAgain(t *testing.T) {
+	config, command, pool := &Config{CommandBytesMax: 1 << 20}, put("key", "value"), &proposalPool{}
+	propose := func(lent, applied bool) []byte {
+		p := pool.get()
+		if err := config.prepare(p, command, ProposeOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		p.lent = lent
+		p.settle(proposalOutcome{applied: applied})
+		<-p.done
+		encoded := p.encoded
+		pool.put(p)
+		return encoded
+	}
+	if allocations := testing.AllocsPerRun(1000, func() { propose(false, true) }); allocations > 0 {
+		t.Errorf("%v allocations", allocations)
+	}
+	for _, own := range []struct{ lent, applied bool }{{true, true}, {false, false}, {true, false}} {
+		kept := propose(own.lent, own.applied)
+		want := string(kept)
+		for i := range 100 {
+			command = put(fmt.Sprint("k", i), "other")
+			propose(false, true)
+		}
+		if command = put("key", "value"); string(kept) != want {
+			t.Errorf("%+v: %q became %q", own, want, kept)
+		}
+	}
+}
 
 // TestBatchAllocations holds what the session's core allocates for a batch of commands, from their proposal to their
 // outcome, without the proposals themselves.

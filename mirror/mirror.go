@@ -32,6 +32,7 @@ type Mirror struct {
 	observers []Observer
 	metrics   *metrics
 	session   *sessions
+	proposals proposalPool
 	writes    writes
 	// checkpoints belongs to the goroutine that applies.
 	checkpoints *checkpoints
@@ -208,33 +209,34 @@ func (m *Mirror) proposeAndWait(ctx context.Context, command *commandv1.Command,
 	if err := ctx.Err(); err != nil {
 		return proposalOutcome{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
-	p, err := m.config.newProposal(command, o)
-	if err != nil {
+	p := m.proposals.get()
+	if err := m.config.prepare(p, command, o); err != nil {
 		return proposalOutcome{}, err
 	}
 	span := tracing.Propose(ctx, m.config.Tracer)
 	p.trace = span.Context()
-	outcome := m.await(ctx, p)
+	m.await(ctx, p)
+	outcome := p.outcome
 	span.End(outcome.err)
 	m.writes.ended(ctx, p, outcome.err)
+	m.proposals.put(p)
 	return outcome, outcome.err
 }
 
 // await hands a proposal over and waits for its outcome.
-func (m *Mirror) await(ctx context.Context, p *proposal) proposalOutcome {
+func (m *Mirror) await(ctx context.Context, p *proposal) {
 	m.session.propose(p)
 	select {
-	case outcome := <-p.done:
-		return outcome
+	case <-p.done:
+		return
 	case <-ctx.Done():
 	}
 	// Either its outcome has come meanwhile, or leaving gives it one.
 	m.session.leave(p)
-	outcome := <-p.done
-	if outcome.err != nil {
-		outcome.err = fmt.Errorf("%w: %w", outcome.err, context.Cause(ctx))
+	<-p.done
+	if err := &p.outcome.err; *err != nil {
+		*err = fmt.Errorf("%w: %w", *err, context.Cause(ctx))
 	}
-	return outcome
 }
 
 // Linearize returns when this mirror has applied every write that was acknowledged anywhere before the call, with an

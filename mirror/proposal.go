@@ -2,6 +2,8 @@ package mirror
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -11,10 +13,12 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
-// proposal is one command on its way. The core owns all fields but done, which is the shell's.
+// proposal is one command on its way. The core owns all fields but outcome and done, which are the shell's.
 type proposal struct {
 	// encoded is the command as an element of an encoded CommandBatch, tag and length included.
-	encoded    []byte
+	encoded []byte
+	// lent: encoded is the payload of a batch, which may be on its way still when the command is applied.
+	lent       bool
 	waitForLog bool
 	// trace goes with the batch; nil for none.
 	trace  *logv1.TraceContext
@@ -23,7 +27,9 @@ type proposal struct {
 	// next and previous link the queue.
 	next, previous *proposal
 
-	done chan proposalOutcome
+	// done is sent one token when outcome is there.
+	outcome proposalOutcome
+	done    chan struct{}
 }
 
 type proposalState uint8
@@ -36,28 +42,59 @@ const (
 	proposalFinished
 )
 
-// newProposal makes a command ready to be handed over. An error matches ErrNotApplied.
-func (c *Config) newProposal(command *commandv1.Command, o ProposeOptions) (*proposal, error) {
-	size := proto.Size(command)
-	if size > c.CommandBytesMax {
-		return nil, fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, c.CommandBytesMax)
+// proposalPool keeps the proposals of one mirror that were applied: of these the core knows nothing any more.
+type proposalPool struct{ unused sync.Pool }
+
+func (l *proposalPool) get() *proposal {
+	if p, ok := l.unused.Get().(*proposal); ok {
+		return p
 	}
-	encoded, err := encodeInBatch(size, func(b []byte) ([]byte, error) {
-		return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
-	}
-	return &proposal{encoded: encoded, waitForLog: o.WaitForLog, done: make(chan proposalOutcome, 1)}, nil
+	return &proposal{done: make(chan struct{}, 1)}
 }
 
-// encodeInBatch returns a command as an element of an encoded CommandBatch, so that a batch is put together by
-// concatenation.
-func encodeInBatch(size int, appendCommand func([]byte) ([]byte, error)) ([]byte, error) {
-	encoded := make([]byte, 0, size+1+protowire.SizeVarint(uint64(size)))
-	encoded = protowire.AppendTag(encoded, 1, protowire.BytesType)
-	encoded = protowire.AppendVarint(encoded, uint64(size))
-	return appendCommand(encoded)
+// encodedKeptMax bounds what is kept with a proposal that may be used again.
+const encodedKeptMax = 4 << 10
+
+// settle tells the caller. The proposal is the caller's from then on, as far as it was applied.
+func (p *proposal) settle(outcome proposalOutcome) {
+	p.outcome = outcome
+	p.done <- struct{}{}
+}
+
+// put takes a proposal back whose caller has its outcome. One that was not applied may be part of a batch still.
+func (l *proposalPool) put(p *proposal) {
+	if !p.outcome.applied {
+		return
+	}
+	encoded, done := p.encoded[:0], p.done
+	if p.lent || cap(encoded) > encodedKeptMax {
+		encoded = nil
+	}
+	*p = proposal{encoded: encoded, done: done}
+	l.unused.Put(p)
+}
+
+// prepare makes a new proposal ready to be handed over, with a command. An error matches ErrNotApplied.
+func (c *Config) prepare(p *proposal, command *commandv1.Command, o ProposeOptions) error {
+	size := proto.Size(command)
+	if size > c.CommandBytesMax {
+		return fmt.Errorf("%w: %w: %d bytes, limit %d", ErrNotApplied, ErrTooLarge, size, c.CommandBytesMax)
+	}
+	p.waitForLog = o.WaitForLog
+	var err error
+	if p.encoded, err = encodeInBatch(p.encoded, size, command); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	return nil
+}
+
+// encodeInBatch returns a command of a size, which proto.Size gave, as an element of an encoded CommandBatch, so that a batch is
+// put together by concatenation. It takes b's memory if there is enough.
+func encodeInBatch(b []byte, size int, command *commandv1.Command) ([]byte, error) {
+	b = slices.Grow(b[:0], 1+protowire.SizeVarint(uint64(size))+size)
+	b = protowire.AppendTag(b, 1, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, command)
 }
 
 // proposalList is the queue: linked, so that a caller that leaves is taken out at once.

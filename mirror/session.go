@@ -541,7 +541,7 @@ func (s *sessionCore) pack() *batch {
 			b.traces = append(b.traces, p.trace)
 		}
 		if count == 1 {
-			b.payload = p.encoded
+			b.payload, p.lent = p.encoded, true
 		} else {
 			b.payload = append(b.payload, p.encoded...)
 		}

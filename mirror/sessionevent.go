@@ -98,7 +98,9 @@ type appliedProposal struct {
 
 // proposalOutcome is what a caller of Propose is given.
 type proposalOutcome struct {
-	result statemachine.Result
-	sync   *syncEntry
-	err    error
+	// applied: there is a result, and the core is done with the proposal.
+	applied bool
+	result  statemachine.Result
+	sync    *syncEntry
+	err     error
 }

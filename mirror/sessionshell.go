@@ -90,7 +90,7 @@ func (s *sessions) do(effects *sessionEffects) {
 		m.config.Logger.Info("proposals in flight are handed over again", "reason", effects.resent, "proposals", len(effects.send))
 	}
 	for _, a := range effects.applied {
-		a.proposal.done <- proposalOutcome{result: a.result, sync: a.sync}
+		a.proposal.settle(proposalOutcome{applied: true, result: a.result, sync: a.sync})
 	}
 	if effects.committed != 0 {
 		m.metrics.commitSeconds.Observe(effects.committed.Seconds())
@@ -98,7 +98,7 @@ func (s *sessions) do(effects *sessionEffects) {
 		m.metrics.batchBytes.Observe(float64(effects.committedBytes))
 	}
 	for _, f := range effects.finished {
-		f.proposal.done <- proposalOutcome{err: f.err}
+		f.proposal.settle(proposalOutcome{err: f.err})
 	}
 	if effects.persist != 0 {
 		s.persist <- effects.persist

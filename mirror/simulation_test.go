@@ -200,9 +200,7 @@ func (s *simulation) propose() {
 		value = "oversized" + string(make([]byte, 300))
 	}
 	command := put(c.key, value)
-	encoded, err := encodeInBatch(proto.Size(command), func(b []byte) ([]byte, error) {
-		return proto.MarshalOptions{}.MarshalAppend(b, command)
-	})
+	encoded, err := encodeInBatch(nil, proto.Size(command), command)
 	if err != nil {
 		s.t.Fatal(err)
 	}

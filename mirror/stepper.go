@@ -165,9 +165,9 @@ func (s *Stepper) settle(p *proposal, result statemachine.Result, err error) {
 // Propose hands a command to the log; see Mirror.Propose. What it comes to is among the Calls of a later Take, or at once.
 func (s *Stepper) Propose(now time.Duration, command *commandv1.Command, o ProposeOptions) *Call {
 	s.now = now
-	p, err := s.config.newProposal(command, o)
+	p := &proposal{}
 	c := &Call{proposal: p}
-	if err != nil {
+	if err := s.config.prepare(p, command, o); err != nil {
 		c.Done, c.Err = true, err
 		return c
 	}
