@@ -50,18 +50,74 @@ type leaf struct {
 	next *cell    // nil: last
 }
 
-// leafBlock is a leaf and its arrays in one heap object.
-type leafBlock struct {
-	leaf
-	wordArray [leafKeys]uint64
-	idArray   [leafKeys]uint32
-}
+// A leaf and its arrays are one heap object, of as much room as the keys ask for. The numbers of keys are those that fill
+// Go's size classes.
+type (
+	leafBlock16 struct {
+		leaf
+		wordArray [16]uint64
+		idArray   [16]uint32
+	}
+	leafBlock33 struct {
+		leaf
+		wordArray [33]uint64
+		idArray   [33]uint32
+	}
+	leafBlock41 struct {
+		leaf
+		wordArray [41]uint64
+		idArray   [41]uint32
+	}
+	leafBlock46 struct {
+		leaf
+		wordArray [46]uint64
+		idArray   [46]uint32
+	}
+	leafBlock51 struct {
+		leaf
+		wordArray [51]uint64
+		idArray   [51]uint32
+	}
+	leafBlock57 struct {
+		leaf
+		wordArray [57]uint64
+		idArray   [57]uint32
+	}
+	leafBlock64 struct {
+		leaf
+		wordArray [leafKeys]uint64
+		idArray   [leafKeys]uint32
+	}
+)
 
 // allocateLeaf returns a leaf with room for n keys, to be filled before it is published.
 func allocateLeaf(n int, next *cell) *leaf {
-	b := new(leafBlock)
-	b.next, b.words, b.ids = next, b.wordArray[:n:n], b.idArray[:n:n]
-	return &b.leaf
+	var lf *leaf
+	switch {
+	case n <= 16:
+		b := new(leafBlock16)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	case n <= 33:
+		b := new(leafBlock33)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	case n <= 41:
+		b := new(leafBlock41)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	case n <= 46:
+		b := new(leafBlock46)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	case n <= 51:
+		b := new(leafBlock51)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	case n <= 57:
+		b := new(leafBlock57)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	default:
+		b := new(leafBlock64)
+		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+	}
+	lf.next = next
+	return lf
 }
 
 func (x *index) init(keyOf func(id uint32) []byte) {
