@@ -48,8 +48,10 @@ type bulk struct {
 	entries   []bulkEntry
 	firstSlot uint32
 	// base counts the versions below the compact revision, which are no part of the history.
-	base   int
-	ranges []bulkRange
+	base int
+	// freedBytes is what each change of the history frees.
+	freedBytes []int64
+	ranges     []bulkRange
 }
 
 // bulkEntry is one version.
@@ -89,7 +91,7 @@ func parallel(n int, work func(i int)) {
 	running.Wait()
 }
 
-// adopt checks that the blocks follow each other, and gives their versions slots and places in the history.
+// adopt checks that the blocks follow each other, and gives their versions slots.
 func (b *bulk) adopt() error {
 	s, total := b.space, 0
 	starts, slabs := make([]int, len(b.blocks)), make([]*slab, len(b.blocks))
@@ -115,7 +117,7 @@ func (b *bulk) adopt() error {
 	}
 	s.versions = total
 	b.firstSlot = s.slots.reserve(total)
-	s.history.reserve(total - b.base)
+	b.freedBytes = make([]int64, total-b.base)
 	b.entries = make([]bulkEntry, total)
 	shared := len(b.sharedPrefix())
 	parallel(len(b.blocks), func(i int) { b.place(b.blocks[i], slabs[i], starts[i], shared) })
@@ -131,11 +133,10 @@ func (b *bulk) sharedPrefix() []byte {
 	return prefix
 }
 
-// place fills in the slots, the history and the entries of a block's versions, of which the first is the one with the given
+// place fills in the slots and the entries of a block's versions, of which the first is the one with the given
 // number among all.
 func (b *bulk) place(block *Block, sl *slab, start, shared int) {
 	s := b.space
-	view := s.history.view.Load()
 	for i := range block.versions {
 		v, r := &block.versions[i], block.record(i)
 		ordinal := start + i
@@ -148,9 +149,6 @@ func (b *bulk) place(block *Block, sl *slab, start, shared int) {
 			ref |= 1
 		}
 		at.ref.Store(uint64(ref))
-		if ordinal >= b.base {
-			*view.at(uint64(ordinal - b.base)) = change{main: v.main, slot: slot}
-		}
 		b.entries[ordinal] = bulkEntry{word: word(r.key(), shared), slot: slot, facts: v.facts}
 	}
 }
@@ -259,7 +257,7 @@ func (b *bulk) chainKey(versions []bulkEntry, r *bulkRange) error {
 			freed += v.LogicalBytes()
 		}
 		if !base {
-			s.history.view.Load().at(uint64(slot-b.firstSlot) - uint64(b.base)).freedBytes = freed
+			b.freedBytes[int(slot-b.firstSlot)-b.base] = freed
 		}
 		s.slots.at(slot).prev.Store(before)
 		previous, before, existed = v, slot, !v.Tombstone
@@ -267,14 +265,14 @@ func (b *bulk) chainKey(versions []bulkEntry, r *bulkRange) error {
 	return nil
 }
 
-// sumHistory makes sums of what each change frees.
+// sumHistory enters the versions into the history, with sums of what each change frees.
 func (b *bulk) sumHistory() {
-	s := b.space
-	view, sum := s.history.view.Load(), int64(0)
-	for n := range s.history.count {
-		c := view.at(n)
-		sum += c.freedBytes
-		c.freedBytes = sum
+	s, sum := b.space, int64(0)
+	for i, freedBytes := range b.freedBytes {
+		sum += freedBytes
+		slot := b.firstSlot + uint32(b.base+i)
+		c := change{main: s.slots.at(slot).main.Load(), freedBytes: sum, slot: slot}
+		s.history.append(c)
 		if c.main == s.compactRevision {
 			s.compactFreedBytes = sum
 		}

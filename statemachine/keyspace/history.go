@@ -1,7 +1,7 @@
 package keyspace
 
 import (
-	"slices"
+	"math"
 	"sort"
 	"sync/atomic"
 )
@@ -27,13 +27,55 @@ type history struct {
 
 type historyView struct {
 	firstChunk uint64
-	chunks     []*[historyChunk]change
+	chunks     []changeChunk
+}
+
+// changeChunk is historyChunk changes. A history of millions holds each in half of its size, as what it adds to the first one
+// of its chunk.
+type changeChunk struct {
+	first change
+	added *[historyChunk]addedChange
+	// whole is in place of added where a change is too far from the first one.
+	whole *[historyChunk]change
+}
+
+type addedChange struct{ main, freedBytes, slot uint32 }
+
+// put returns false if the change is too far from the first one.
+func (k *changeChunk) put(at uint64, c change) bool {
+	if k.whole != nil {
+		k.whole[at] = c
+		return true
+	}
+	main, freedBytes := c.main-k.first.main, c.freedBytes-k.first.freedBytes
+	if uint64(main) > math.MaxUint32 || uint64(freedBytes) > math.MaxUint32 {
+		return false
+	}
+	k.added[at] = addedChange{main: uint32(main), freedBytes: uint32(freedBytes), slot: c.slot}
+	return true
+}
+
+func (k *changeChunk) at(at uint64) change {
+	if k.whole != nil {
+		return k.whole[at]
+	}
+	a := &k.added[at]
+	return change{main: k.first.main + int64(a.main), freedBytes: k.first.freedBytes + int64(a.freedBytes), slot: a.slot}
+}
+
+// widened is the chunk with its first n changes held whole.
+func (k *changeChunk) widened(n uint64) changeChunk {
+	w := changeChunk{first: k.first, whole: new([historyChunk]change)}
+	for i := range n {
+		w.whole[i] = k.at(i)
+	}
+	return w
 }
 
 func (h *history) init() { h.view.Store(&historyView{}) }
 
-func (v *historyView) at(n uint64) *change {
-	return &v.chunks[n/historyChunk-v.firstChunk][n%historyChunk]
+func (v *historyView) at(n uint64) change {
+	return v.chunks[n/historyChunk-v.firstChunk].at(n % historyChunk)
 }
 
 // after returns the number of the first change below count whose main revision is above the given one.
@@ -46,25 +88,21 @@ func (v *historyView) after(main int64, count uint64) uint64 {
 }
 
 func (h *history) append(c change) {
-	v := h.view.Load()
+	v, at := h.view.Load(), h.count%historyChunk
 	if h.count/historyChunk-v.firstChunk == uint64(len(v.chunks)) {
 		// Appending may write to memory that older views share, but only beyond their length.
-		v = &historyView{firstChunk: v.firstChunk, chunks: append(v.chunks, new([historyChunk]change))}
+		v = &historyView{
+			firstChunk: v.firstChunk,
+			chunks:     append(v.chunks, changeChunk{first: c, added: new([historyChunk]addedChange)}),
+		}
 		h.view.Store(v)
 	}
-	*v.at(h.count) = c
-	h.count++
-}
-
-// reserve makes room for n changes more, which count from now on and are to be filled in before they are published.
-func (h *history) reserve(n int) {
-	v := h.view.Load()
-	h.count += uint64(n)
-	chunks := slices.Clip(v.chunks)
-	for v.firstChunk+uint64(len(chunks)) < (h.count+historyChunk-1)/historyChunk {
-		chunks = append(chunks, new([historyChunk]change))
+	if last := len(v.chunks) - 1; !v.chunks[last].put(at, c) {
+		wide := v.chunks[last].widened(at)
+		wide.put(at, c)
+		h.view.Store(&historyView{firstChunk: v.firstChunk, chunks: append(v.chunks[:last:last], wide)})
 	}
-	h.view.Store(&historyView{firstChunk: v.firstChunk, chunks: chunks})
+	h.count++
 }
 
 // trim forgets whole chunks below the given number, which no reader may need any more.
@@ -77,6 +115,6 @@ func (h *history) trim(below uint64) {
 	// Copied, so that the trimmed chunks are not kept by the array beneath.
 	h.view.Store(&historyView{
 		firstChunk: v.firstChunk + n,
-		chunks:     append([]*[historyChunk]change(nil), v.chunks[n:]...),
+		chunks:     append([]changeChunk(nil), v.chunks[n:]...),
 	})
 }
