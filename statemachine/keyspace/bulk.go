@@ -259,7 +259,7 @@ func (b *bulk) chainKey(versions []bulkEntry, r *bulkRange) error {
 		if !base {
 			b.freedBytes[int(slot-b.firstSlot)-b.base] = freed
 		}
-		s.slots.at(slot).prev.Store(before)
+		s.slots.prev(slot).Store(before)
 		previous, before, existed = v, slot, !v.Tombstone
 	}
 	return nil
@@ -324,9 +324,6 @@ func (b *bulk) buildLeaves(r *bulkRange, hashes []uint64) {
 		lf := allocateLeaf(len(run), nil)
 		for i := range run {
 			s.heads.at(id).Store(run[i].slot)
-			for slot := run[i].slot; slot != 0; slot = s.slots.at(slot).prev.Load() {
-				s.slots.at(slot).key.Store(id)
-			}
 			lf.ids[i] = id
 			hashes[id-r.firstID] = s.hash(b.keyOf(run[i].slot))
 			id++

@@ -160,28 +160,31 @@ func (s *Space) removeVersions(budget int) int {
 		c.cursor++
 		sl := s.slots.at(number)
 		// No reader is, or comes, behind this slot: all read at the target or above, and stop here or before.
-		if prev := sl.prev.Load(); prev != 0 && s.slots.at(prev).main.Load() < c.target {
-			sl.prev.Store(0)
+		if prev := s.slots.prev(number).Load(); prev != 0 && s.slots.at(prev).main.Load() < c.target {
+			s.slots.prev(number).Store(0)
 			s.free(prev)
 		}
 		if changed.main == c.target {
 			c.atTarget++
 			continue
 		}
-		if id := sl.key.Load(); recordRef(sl.ref.Load()).tombstone() && s.heads.at(id).Load() == number {
-			s.removeKey(id, number)
+		if ref := recordRef(sl.ref.Load()); ref.tombstone() {
+			s.removeKey(s.slabs.record(ref).key(), number)
 		}
 	}
 	return budget
 }
 
-// removeKey takes a key out of the index whose only version is a tombstone that no reader needs. Readers may
-// still hold its leaf, and find the tombstone through it.
-func (s *Space) removeKey(id, slot uint32) {
-	key := s.keyOf(id)
+// removeKey takes a key out of the index whose only version is a tombstone that no reader needs, unless there is a newer
+// one. Readers may still hold its leaf, and find the tombstone through it.
+func (s *Space) removeKey(key []byte, slot uint32) {
+	id, found := s.find(key)
+	if !found || s.heads.at(id).Load() != slot {
+		return // or rotten memory: the key no longer says where it stands. The verifier reports it.
+	}
 	p := s.index.locate(key)
 	if !p.found || p.leaf.ids[p.position] != id {
-		return // rotten memory: the key no longer says where it stands. The verifier reports it.
+		return
 	}
 	s.index.remove(p)
 	s.lookup.remove(s.hash(key), id)

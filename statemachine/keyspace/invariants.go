@@ -113,12 +113,12 @@ func (c *checker) lookup() error {
 func (c *checker) versions(id uint32, key []byte) error {
 	var newer Version
 	kept := false // the newest at or below the compact revision has been seen
-	for number := c.s.heads.at(id).Load(); number != 0; number = c.s.slots.at(number).prev.Load() {
+	for number := c.s.heads.at(id).Load(); number != 0; number = c.s.slots.prev(number).Load() {
 		v, err := c.use(number)
 		if err != nil {
 			return err
 		}
-		if !bytes.Equal(v.Key, key) || c.s.slots.at(number).key.Load() != id {
+		if !bytes.Equal(v.Key, key) {
 			return fmt.Errorf("version %d of another key", number)
 		}
 		if newer.Encoded == nil && !v.Tombstone {

@@ -12,8 +12,13 @@ import (
 type slot struct {
 	ref  atomic.Uint64 // recordRef; zero: the slot is free
 	main atomic.Int64
-	prev atomic.Uint32 // slot of the version before; zero: none, or compacted
-	key  atomic.Uint32 // id of the key
+}
+
+// slotRun is slots side by side. What is seldom looked at is kept apart, so that four of them share a cache line and none lies
+// across two.
+type slotRun struct {
+	slots [slotChunk]slot
+	prevs [slotChunk]atomic.Uint32 // see slots.prev
 }
 
 const (
@@ -23,17 +28,22 @@ const (
 
 // slots is a growing array of slots; numbers begin at 1 and are used again. Grown and shrunk by the writer only.
 type slots struct {
-	chunks atomic.Pointer[[]*[slotChunk]slot]
+	chunks atomic.Pointer[[]*slotRun]
 	next   uint32 // never used so far
 	free   []uint32
 }
 
 func (s *slots) init() {
-	s.chunks.Store(&[]*[slotChunk]slot{})
+	s.chunks.Store(&[]*slotRun{})
 	s.next = 1
 }
 
-func (s *slots) at(n uint32) *slot { return &(*s.chunks.Load())[n/slotChunk][n%slotChunk] }
+func (s *slots) at(n uint32) *slot { return &(*s.chunks.Load())[n/slotChunk].slots[n%slotChunk] }
+
+// prev is the slot of the version before that of slot n; zero: none, or compacted.
+func (s *slots) prev(n uint32) *atomic.Uint32 {
+	return &(*s.chunks.Load())[n/slotChunk].prevs[n%slotChunk]
+}
 
 func (s *slots) allocate() uint32 {
 	if n := len(s.free); n > 0 {
@@ -47,7 +57,7 @@ func (s *slots) allocate() uint32 {
 	}
 	s.next++
 	if chunks := *s.chunks.Load(); number/slotChunk >= uint32(len(chunks)) {
-		grown := append(chunks[:len(chunks):len(chunks)], new([slotChunk]slot))
+		grown := append(chunks[:len(chunks):len(chunks)], new(slotRun))
 		s.chunks.Store(&grown)
 	}
 	return number
@@ -62,7 +72,7 @@ func (s *slots) reserve(n int) uint32 {
 	s.next += uint32(n)
 	chunks := slices.Clip(*s.chunks.Load())
 	for uint32(len(chunks)) <= (s.next-1)/slotChunk {
-		chunks = append(chunks, new([slotChunk]slot))
+		chunks = append(chunks, new(slotRun))
 	}
 	s.chunks.Store(&chunks)
 	return first

@@ -266,8 +266,8 @@ func (sn *Snapshot) HistorySince(older *Snapshot, visit func(v Version, supersed
 	}
 	for n := from; n < sn.state.historyCount; n++ {
 		c := v.at(n)
-		sl := s.slots.at(c.slot)
-		if !visit(s.slabs.record(recordRef(sl.ref.Load())).version(), s.superseded(sl, c.main, compacted)) {
+		v := s.slabs.record(recordRef(s.slots.at(c.slot).ref.Load())).version()
+		if !visit(v, s.superseded(c.slot, c.main, compacted)) {
 			break
 		}
 	}
@@ -276,8 +276,9 @@ func (sn *Snapshot) HistorySince(older *Snapshot, visit func(v Version, supersed
 // superseded returns the place of the live version before that of a slot, which was written at main. What a reader that
 // holds a snapshot of the given compact revision cannot read is none: only a version at that revision can have superseded
 // it.
-func (s *Space) superseded(sl *slot, main, compactRevision int64) Place {
-	number := sl.prev.Load()
+func (s *Space) superseded(slot uint32, main, compactRevision int64) Place {
+	prev := s.slots.prev(slot)
+	number := prev.Load()
 	if number == 0 {
 		return Place{}
 	}
@@ -285,7 +286,7 @@ func (s *Space) superseded(sl *slot, main, compactRevision int64) Place {
 	place, ref := Place{Main: before.main.Load()}, recordRef(before.ref.Load())
 	// The removal of what is compacted takes the link away before it gives the slot to another version. It is under way at
 	// most at the compact revision itself: above it, the reader keeps links and slots.
-	if sl.prev.Load() != number || main == compactRevision && place.Main < compactRevision || ref.tombstone() {
+	if prev.Load() != number || main == compactRevision && place.Main < compactRevision || ref.tombstone() {
 		return Place{}
 	}
 	place.Sub = s.slabs.record(ref).sub()
@@ -326,7 +327,7 @@ func (s *Space) versionAt(number uint32, revision int64) (recordRef, bool) {
 			ref := recordRef(sl.ref.Load())
 			return ref, !ref.tombstone()
 		}
-		number = sl.prev.Load()
+		number = s.slots.prev(number).Load()
 	}
 	return 0, false
 }

@@ -257,7 +257,7 @@ func (s *Space) store(kv *keyValue, sub int64, tombstone bool, prev uint32) (uin
 	writeRecord(room, number, subAndKind(sub, tombstone), kv, encodedBytes)
 	sl := s.slots.at(number)
 	sl.main.Store(kv.modRevision)
-	sl.prev.Store(prev)
+	s.slots.prev(number).Store(prev)
 	sl.ref.Store(uint64(ref))
 	s.writtenBytes += logicalBytes(encodedBytes)
 	s.versions++
@@ -269,7 +269,6 @@ func (s *Space) link(id uint32, found bool, key []byte, slot uint32) {
 	if !found {
 		id = s.heads.allocate()
 	}
-	s.slots.at(slot).key.Store(id)
 	s.heads.at(id).Store(slot)
 	if !found {
 		s.index.insert(s.index.locate(key), key, id)

@@ -39,7 +39,7 @@ func (v *Verifier) Verify(budget int) (done bool, err error) {
 		if budget <= 0 {
 			return false, nil
 		}
-		checked, err := s.verifySlot(&chunks[v.next/slotChunk][v.next%slotChunk], v.next)
+		checked, err := s.verifySlot(&chunks[v.next/slotChunk].slots[v.next%slotChunk], v.next)
 		if err != nil {
 			v.next++
 			return false, err
