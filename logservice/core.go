@@ -64,7 +64,10 @@ type MemberConfig struct {
 	NoSpaceRetryTicks int
 	// RoundRetryTicks is how long to wait for the answers of a read round before it is asked again (twice as long each
 	// time), RoundTimeoutTicks after which it fails.
-	RoundRetryTicks, RoundTimeoutTicks int
+	// After a near voter did not answer in time, all are asked for RoundAskAllTicks.
+	RoundRetryTicks, RoundTimeoutTicks, RoundAskAllTicks int
+	// TickInterval is the time between two ticks, to which round trips are compared; zero for 50 ms.
+	TickInterval time.Duration
 	// MaxRounds bounds the read rounds in flight, MaxWaitingReads the requests that wait for the next one.
 	MaxRounds, MaxWaitingReads int
 	// MaxPayloadBytes bounds one proposal.
@@ -112,7 +115,7 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		{&c.HeartbeatTicks, 2}, {&c.ElectionTicks, 15}, {&c.StaggerTicks, 5}, {&c.StallTicks, 10},
 		{&c.PolicyTicks, 20}, {&c.DigestTicks, 20}, {&c.MaxMembers, 16},
 		{&c.TrafficWindowTicks, 1200}, {&c.TrafficHoldTicks, 200}, {&c.TrafficRestTicks, 1200}, {&c.TrafficMinGainPercent, 25},
-		{&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100},
+		{&c.NoSpaceRetryTicks, 20}, {&c.RoundRetryTicks, 10}, {&c.RoundTimeoutTicks, 100}, {&c.RoundAskAllTicks, 40},
 		{&c.MaxRounds, 32}, {&c.MaxWaitingReads, 65536}, {&c.MaxPayloadBytes, 4 << 20},
 		{&c.MaxStreamBytes, 16 << 20}, {&c.MaxForwardBytes, 64 << 20}, {&c.MaxUncommittedBytes, 64 << 20},
 		{&c.MaxMessageBytes, 1 << 20}, {&c.MaxInflightBytes, 32 << 20}, {&c.MaxGroupBytes, 8 << 20},
@@ -122,6 +125,9 @@ func (c MemberConfig) withDefaults() MemberConfig {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
+	}
+	if c.TickInterval == 0 {
+		c.TickInterval = 50 * time.Millisecond
 	}
 	if c.CheckpointLogBytes == 0 {
 		c.CheckpointLogBytes = 256 << 20
@@ -352,6 +358,7 @@ func (m *Member) handle(event Event) {
 		m.transfer(e.Token, e.Target)
 	case Measured:
 		m.measured(e.RoundTrips)
+		m.near(e.Near)
 	case ChangeMembership:
 		m.changeMembership(e.Token, e.Change)
 	case Reconfigure:
@@ -360,6 +367,7 @@ func (m *Member) handle(event Event) {
 		}
 	case Unreachable:
 		m.raft.ReportUnreachable(e.Member)
+		m.lost(e.Member)
 	case Unsent:
 		m.unsent(e.To, e.Frames)
 	case Introduced:

@@ -44,8 +44,9 @@ type Transfer struct {
 	Target uint64
 }
 
-// Measured tells how far other members are, every second or so, where the leader's policy is to go by it.
-type Measured struct{ RoundTrips []*logv1.RoundTrip }
+// Measured tells every second or so how far other members are: all that are known, and of those the ones that are connected and
+// were heard of late.
+type Measured struct{ RoundTrips, Near []*logv1.RoundTrip }
 
 // ChangeMembership asks to add, promote or remove a member. What is added comes with a new random id. Each token is answered
 // once, in Effects.Changes.

@@ -3,6 +3,7 @@ package logservice
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -132,19 +133,23 @@ func addressIn(membership *logv1.Membership, id uint64) string {
 // measureTicks is how often the core is told how far the others are.
 const measureTicks = 20
 
-// measure tells, now and then, how far the others are, where somebody wants to know.
+// heardLately is how long ago something must have come from a member for it to be relied upon: there are pings every second.
+const heardLately = 2500 * time.Millisecond
+
+// measure tells, now and then, how far the others are.
 func (s *Server) measure(events []Event) []Event {
-	if !s.config.LeaderPolicy.Traffic {
-		return events
-	}
 	if s.ticks++; s.ticks%measureTicks != 0 {
 		return events
 	}
-	var roundTrips []*logv1.RoundTrip
+	var measured Measured
 	for _, m := range s.published.view().membership.GetMembers() {
 		if h := s.transport.Health(m.Id); m.Id != s.id && h.RoundTrip >= 0 {
-			roundTrips = append(roundTrips, &logv1.RoundTrip{MemberId: m.Id, Microseconds: uint64(h.RoundTrip.Microseconds())})
+			roundTrip := &logv1.RoundTrip{MemberId: m.Id, Microseconds: uint64(h.RoundTrip.Microseconds())}
+			measured.RoundTrips = append(measured.RoundTrips, roundTrip)
+			if h.Connected && time.Since(h.LastHeard) < heardLately {
+				measured.Near = append(measured.Near, roundTrip)
+			}
 		}
 	}
-	return append(events, Measured{roundTrips})
+	return append(events, measured)
 }

@@ -46,7 +46,7 @@ func (c *triangle) second(us, eu, ap int) {
 			told = append(told, &logv1.RoundTrip{MemberId: c.names[other], Microseconds: 1000 * ms})
 		}
 		if !c.unknown[name] {
-			c.step(c.names[name], Measured{told})
+			c.step(c.names[name], Measured{RoundTrips: told})
 		}
 	}
 	c.write("us", us)

@@ -1,8 +1,10 @@
 package logservice
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/quorum"
@@ -10,7 +12,8 @@ import (
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 )
 
-// round is one read round: one question to all voters on behalf of all requests that were waiting when it was asked.
+// round is one read round: one question on behalf of all requests that were waiting when it was asked, to as many of the nearest
+// voters as a majority takes, and to the others if those do not do.
 type round struct {
 	tokens []uint64
 	// started is the tick at which the first of its requests came.
@@ -23,6 +26,9 @@ type round struct {
 	confIndex uint64
 	quorums   quorum.JointConfig
 	answers   map[uint64]*logv1.RoundAnswer
+	// reserve are the voters that were not asked because nearer ones are enough; they are asked at askReserveAt.
+	reserve      []uint64
+	askReserveAt int
 	// index is the answer as soon as it is known; the round is over when this member has published it.
 	index uint64
 	known bool
@@ -38,6 +44,10 @@ type rounds struct {
 	flying  []*round
 	waiting []uint64
 	nextID  uint64
+	// distances are the round trips to those who were heard of late; askAllUntil is when one that did not answer in time is
+	// relied upon again.
+	distances   map[uint64]time.Duration
+	askAllUntil int
 }
 
 // askRound notes a request; it joins the next round that is asked.
@@ -74,12 +84,76 @@ func (m *Member) ask(r *round) {
 		return
 	}
 	r.answers = make(map[uint64]*logv1.RoundAnswer, len(m.voters))
-	for _, id := range m.voters {
+	asked := m.voters
+	r.reserve = nil
+	if r.attempt == 1 && m.ticks >= m.rounds.askAllUntil {
+		asked, r.reserve, r.askReserveAt = m.nearestVoters()
+	}
+	m.question(r, asked)
+}
+
+// question asks voters, this member among them or not.
+func (m *Member) question(r *round, voters []uint64) {
+	for _, id := range voters {
 		if id == m.config.ID {
 			r.add(id, m.answerTo(r.id))
 			continue
 		}
 		m.send(id, &logv1.PeerFrame{Frame: &logv1.PeerFrame_Question{Question: &logv1.RoundQuestion{Id: r.id}}})
+	}
+}
+
+// nearestVoters divides the voters into as many of the nearest as are majorities, with this member, and the others; those are to
+// be asked at a tick when the near ones should have answered long ago. Where too few are known to be near, all are.
+func (m *Member) nearestVoters() (near, others []uint64, askOthersAt int) {
+	sorted := make([]uint64, 0, len(m.voters))
+	for _, id := range m.voters {
+		if _, known := m.rounds.distances[id]; known || id == m.config.ID {
+			sorted = append(sorted, id)
+		}
+	}
+	distance := func(id uint64) time.Duration {
+		if id == m.config.ID {
+			return -1
+		}
+		return m.rounds.distances[id]
+	}
+	slices.SortFunc(sorted, func(a, b uint64) int { return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(a, b)) })
+	votes := make(map[uint64]bool, len(sorted))
+	for i, id := range sorted {
+		votes[id] = true
+		if m.quorums.VoteResult(votes) != quorum.VoteWon {
+			continue
+		}
+		for _, other := range m.voters {
+			if !slices.Contains(sorted[:i+1], other) {
+				others = append(others, other)
+			}
+		}
+		patience := 3 * max(distance(id), 0) / 2
+		return sorted[:i+1], others, m.ticks + 2 + int((patience+m.config.TickInterval-1)/m.config.TickInterval)
+	}
+	return m.voters, nil, 0
+}
+
+// lost says that frames to a member are being lost: it is not near any more, and nobody waits for its answers.
+func (m *Member) lost(member uint64) {
+	if _, known := m.rounds.distances[member]; !known {
+		return
+	}
+	delete(m.rounds.distances, member)
+	for _, r := range m.rounds.flying {
+		r.askReserveAt = 0
+	}
+}
+
+// near takes the round trips to others that were heard of late, of all of them.
+func (m *Member) near(roundTrips []*logv1.RoundTrip) {
+	m.rounds.distances = make(map[uint64]time.Duration, len(roundTrips))
+	for _, r := range roundTrips {
+		if m.record.member(r.GetMemberId()) != nil {
+			m.rounds.distances[r.GetMemberId()] = time.Duration(r.GetMicroseconds()) * time.Microsecond
+		}
 	}
 }
 
@@ -162,6 +236,14 @@ func (m *Member) tickRounds() {
 			r.tokens = nil
 		case m.ticks-r.askedAt >= m.config.RoundRetryTicks<<min(r.attempt-1, 3):
 			m.ask(r)
+		case len(r.reserve) > 0 && m.ticks >= r.askReserveAt:
+			// Either somebody near does not answer, and for a while nobody shall wait for that again; or what the near ones hold can't
+			// be published, as the end of a deposed leader's log can't.
+			if !r.known {
+				m.rounds.askAllUntil = m.ticks + m.config.RoundAskAllTicks
+			}
+			m.question(r, r.reserve)
+			r.reserve = nil
 		}
 	}
 	m.rounds.flying = slices.DeleteFunc(m.rounds.flying, func(r *round) bool { return len(r.tokens) == 0 })

@@ -157,7 +157,7 @@ func (s *Server) open() (err error) {
 	}
 	s.member, err = NewMember(MemberConfig{ID: s.id, Region: c.Region, Addresses: addresses, Storage: s.storage,
 		Nonce: random64() >> 1, ClusterID: random64(), Publication: c.Publication, LeaderPolicy: c.LeaderPolicy,
-		Logger: s.logger, HeartbeatTicks: c.HeartbeatTicks, ElectionTicks: c.ElectionTicks,
+		TickInterval: c.TickInterval, Logger: s.logger, HeartbeatTicks: c.HeartbeatTicks, ElectionTicks: c.ElectionTicks,
 		MaxPayloadBytes: c.MaxPayloadBytes, MaxStreamBytes: c.MaxStreamBytes, MaxForwardBytes: c.MaxForwardBytes,
 		MaxUncommittedBytes: c.MaxUncommittedBytes, CheckpointLogBytes: c.CheckpointLogBytes, CheckpointAge: c.CheckpointAge,
 		CheckpointTimeoutTicks: int(c.CheckpointTimeout / c.TickInterval), TailBytes: c.TailBytes, TailAge: c.TailAge,

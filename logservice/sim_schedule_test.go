@@ -2,6 +2,7 @@ package logservice
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -21,6 +22,8 @@ type simProfile struct {
 	// members says that the members change only as operators change them, with members that join and never come back; half of
 	// the schedules have checkpoints too.
 	members bool
+	// near says that the members are told how far they are from each other, wrongly mostly, and ask the nearest first.
+	near bool
 }
 
 type simFault struct {
@@ -57,6 +60,7 @@ func profileOf(seed uint64) simProfile {
 	n := uint64(len(simProfiles))
 	profile := simProfiles[seed%n]
 	profile.checkpoints = profile.checkpoints || profile.members && seed/n%2 == 1
+	profile.near = seed/n%4 >= 2
 	return profile
 }
 
@@ -71,6 +75,9 @@ func simulate(seed uint64, checks simChecks) *simulation {
 
 func runSchedule(s *simulation) *simulation {
 	s.after(0, s.work)
+	if s.profile.near {
+		s.measure(rand.New(rand.NewPCG(s.seed, 7)))
+	}
 	s.after(s.between(200*time.Millisecond, 500*time.Millisecond), s.trouble)
 	s.run(simTroubled)
 	if s.profile.checkpoints {
@@ -103,6 +110,22 @@ func (s *simulation) work() {
 		}
 	}
 	s.after(s.between(0, 24*time.Millisecond), s.work)
+}
+
+// measure tells members how far others are, of whom some are left out. It draws from a source of its own, so that what else happens
+// is the seed's.
+func (s *simulation) measure(random *rand.Rand) {
+	n := s.nodes[random.IntN(len(s.nodes))]
+	var told []*logv1.RoundTrip
+	for _, other := range s.nodes {
+		if other != n && random.IntN(4) > 0 {
+			told = append(told, &logv1.RoundTrip{MemberId: other.id, Microseconds: random.Uint64N(100_000)})
+		}
+	}
+	if n.member != nil {
+		n.step(Measured{RoundTrips: told, Near: told})
+	}
+	s.after(time.Duration(random.Int64N(int64(60*time.Millisecond))), func() { s.measure(random) })
 }
 
 func (s *simulation) ask(n *simNode) {
