@@ -19,7 +19,7 @@
 // # The wire
 //
 // One listener serves both kinds of connection: Server.Credentials looks at the first byte after the encryption's handshake,
-// which is 'P' for HTTP/2 and magic's otherwise. A connection begins with magic. All that follows, in both directions, are
+// which is 'P' for HTTP/2 and magic's otherwise. So the client speaks first, as HTTP/2's must. A connection begins with magic. All that follows, in both directions, are
 // frames: a kind, the length of the body as four bytes (big-endian), and the body.
 //
 //	kind     body                              from

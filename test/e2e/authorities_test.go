@@ -107,8 +107,8 @@ func content(t *testing.T, directory string) []byte {
 	return data
 }
 
-// shown connects and returns the serial number of the certificate that a process shows. It reads as well: TLS 1.3 tells a
-// client of a refusal only then, and a server of HTTP/2 speaks first.
+// shown connects and returns the serial number of the certificate that a process shows. It begins a conversation as well, as a client
+// of HTTP/2 does: TLS 1.3 tells a client of a refusal only when it reads.
 func shown(address string, files tlsfiles.Files) (serial string, err error) {
 	config, err := files.ClientConfig(nil)
 	if err != nil {
@@ -120,6 +120,9 @@ func shown(address string, files tlsfiles.Files) (serial string, err error) {
 		return "", err
 	}
 	defer connection.Close()
+	if _, err := io.WriteString(connection, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); err != nil {
+		return "", err
+	}
 	if _, err := connection.Read(make([]byte, 1)); err != nil {
 		return "", err
 	}
