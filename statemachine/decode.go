@@ -35,7 +35,7 @@ const (
 )
 
 // command is one decoded command. A Put, the command that there are most of, is decoded in place; the others are the
-// generated messages.
+// generated messages, of which a compare-and-swap is put together without the general decoder.
 type command struct {
 	requestID     []byte // aliases the payload; empty for none
 	reportApplied bool
@@ -136,6 +136,10 @@ func (c *command) decodeOperation() error {
 	case fieldCommandDeleteRange:
 		c.message = new(commandv1.DeleteRange)
 	case fieldCommandTxn:
+		if swap := decodeSwap(c.raw); swap != nil {
+			c.message = swap
+			return nil
+		}
 		c.message = new(commandv1.Txn)
 	case fieldCommandCompact:
 		c.message = new(commandv1.Compact)

@@ -153,6 +153,12 @@ func validateTxn(t *commandv1.Txn, limits Limits) error {
 		return err
 	}
 	for _, list := range [...][]*commandv1.TxnOperation{t.GetSuccess(), t.GetFailure()} {
+		if len(list) == 0 {
+			continue
+		}
+		if _, puts := putKey(list[0]); puts && len(list) == 1 {
+			continue // it meets nothing
+		}
 		if _, _, err := writtenOnce(list); err != nil {
 			return err
 		}
