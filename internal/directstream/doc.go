@@ -46,8 +46,9 @@ const (
 	statusBytesMax = 8 << 10
 	// readBytes is the buffer in which messages are read; larger ones take a buffer for themselves.
 	readBytes = 32 << 10
-	// keptBytesMax is the largest buffer for messages that a stream keeps.
-	keptBytesMax = 256 << 10
+	// keptBytesMax is the largest buffer for messages that a stream keeps, and that is made before they have come: larger than
+	// what the log sends at once, unless one proposal is.
+	keptBytesMax = 1100 << 10
 	// handshakeMax bounds the time in which a new connection names its method.
 	handshakeMax = 10 * time.Second
 	// lingerMax bounds the wait for the client to close after it was told the status.

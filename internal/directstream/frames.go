@@ -228,7 +228,8 @@ func (f *framer) read() (kind, []byte, error) {
 		f.large = bytes.Buffer{}
 	}
 	f.large.Reset()
-	// The buffer grows with what comes, whatever the header claims.
+	// Beyond that the buffer grows with what comes, whatever the header claims.
+	f.large.Grow(int(min(length, keptBytesMax)) + bytes.MinRead)
 	if _, err := io.CopyN(&f.large, f.reader, length); err != nil {
 		return 0, nil, unexpected(err)
 	}

@@ -52,7 +52,7 @@ func FuzzFrames(f *testing.F) {
 				}
 			}
 		}
-		if framer.large.Cap() > 4*(len(sent)+bytes.MinRead) {
+		if framer.large.Cap() > max(4*len(sent), 2*keptBytesMax) {
 			t.Fatalf("%d bytes are kept of %d", framer.large.Cap(), len(sent))
 		}
 	})
@@ -67,23 +67,26 @@ type loop struct {
 func (l *loop) Read(p []byte) (int, error)  { return l.Buffer.Read(p) }
 func (l *loop) Write(p []byte) (int, error) { return l.Buffer.Write(p) }
 
-// A message of the usual size costs what decoding it costs: its value.
+// A message costs what decoding it costs, its value, be it a few entries or as many as the log sends at once; a large one also a
+// reader that ends where it does.
 func TestAllocationsOfAMessage(t *testing.T) {
-	f := newFramer(&loop{}, 1<<20)
-	sent, received := wrapperspb.Bytes(make([]byte, 500)), &wrapperspb.BytesValue{}
-	allocations := testing.AllocsPerRun(100, func() {
-		if err := f.writeMessage(sent); err != nil {
-			t.Fatal(err)
+	for _, size := range []int{500, 1 << 20} {
+		f := newFramer(&loop{}, 2<<20)
+		sent, received := wrapperspb.Bytes(make([]byte, size)), &wrapperspb.BytesValue{}
+		allocations := testing.AllocsPerRun(100, func() {
+			if err := f.writeMessage(sent); err != nil {
+				t.Fatal(err)
+			}
+			_, body, err := f.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := decode(body, received); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if allocations > 2 || size < readBytes && allocations > 1 {
+			t.Errorf("%d bytes: %v allocations", size, allocations)
 		}
-		_, body, err := f.next()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := decode(body, received); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if allocations > 1 {
-		t.Errorf("%v allocations", allocations)
 	}
 }
