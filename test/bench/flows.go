@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 )
 
-// flows are the bytes that processes have received over TCP from each other, by the kernel's own count of every connection
-// that is open: payload with gRPC's framing, without TCP's and IP's headers. The keys are names of processes, sender first;
+// flows are the bytes that processes have received over TCP from each other, by the kernel's own count of every connection:
+// payload with gRPC's framing, without TCP's and IP's headers. The keys are names of processes, sender first;
 // clientName stands for this process.
 type flows map[[2]string]int64
 
@@ -23,9 +25,49 @@ type connection struct {
 	received      int64
 }
 
-// flows counts what the system's processes and this one have received so far. Connections that have ended are not in it, so
-// take the difference over a time in which none ends.
+// flowLedger remembers what connections have carried that have ended since: the kernel forgets them at once.
+type flowLedger struct {
+	mu sync.Mutex
+	// last is what each connection had carried when it was looked at last, by the socket of the receiver.
+	last map[uint32]carried
+}
+
+type carried struct {
+	pair  [2]string
+	bytes int64
+}
+
+// lookInterval is how often connections are looked at while something is measured: what one carries after the last look before
+// its end is not counted.
+const lookInterval = 100 * time.Millisecond
+
+// watchFlows looks at connections until stop is called, so that flows counts those too that end meanwhile. flows was called before.
+func (s *system) watchFlows() (stop func()) {
+	done := make(chan struct{})
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		ticker := time.NewTicker(lookInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+				_, _ = s.flows() // a failure comes again when it is asked for
+			}
+		}
+	})
+	return func() { close(done); looking.Wait() }
+}
+
+// flows counts what the system's processes and this one have received since the first call, and on connections that were open then
+// before that. Of connections that have ended it counts what they had carried when it was called last.
 func (s *system) flows() (flows, error) {
+	if s.ledger == nil {
+		s.ledger = &flowLedger{last: map[uint32]carried{}}
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
 	owners := map[uint32]string{}
 	if err := ownSockets(owners, "self", clientName); err != nil {
 		return nil, err
@@ -43,12 +85,15 @@ func (s *system) flows() (flows, error) {
 	for _, c := range open {
 		ends[[2]uint16{c.local, c.remote}] = owners[c.inode]
 	}
-	found := flows{}
 	for _, c := range open {
 		sender, receiver := ends[[2]uint16{c.remote, c.local}], owners[c.inode]
 		if sender != "" && receiver != "" && sender != receiver {
-			found[[2]string{sender, receiver}] += c.received
+			s.ledger.last[c.inode] = carried{[2]string{sender, receiver}, c.received}
 		}
+	}
+	found := flows{}
+	for _, c := range s.ledger.last {
+		found[c.pair] += c.bytes
 	}
 	return found, nil
 }

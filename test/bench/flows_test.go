@@ -106,6 +106,13 @@ func TestFlowsName(t *testing.T) {
 			t.Fatal(err)
 		}
 		if found[pair] == sent {
+			// What a connection has carried is not forgotten when it ends.
+			_ = dialed.Close()
+			_ = command.Process.Kill()
+			_ = command.Wait()
+			if found, err = s.flows(); err != nil || found[pair] != sent {
+				t.Fatalf("%d bytes are known after the end, %v", found[pair], err)
+			}
 			if grown := found.since(flows{pair: sent - 21}); grown[pair] != 21 {
 				t.Fatalf("grown by %d, not 21", grown[pair])
 			}

@@ -21,6 +21,7 @@ type system struct {
 	name      string
 	endpoints []string
 	processes []*process
+	ledger    *flowLedger // nil until flows is called first
 }
 
 // process is one server. The kernel kills it when the benchmark dies, however that comes about.

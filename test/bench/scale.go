@@ -392,7 +392,9 @@ func (run *scaling) measureOnce(ctx context.Context, s *system, load scaleLoad) 
 	if err != nil {
 		return p, err
 	}
+	stopWatching := s.watchFlows()
 	done, err := drivePaced(ctx, operations, load.perSecond, run.duration)
+	stopWatching()
 	if err != nil {
 		return p, err
 	}
