@@ -291,7 +291,8 @@ func (l *link) heard(pong *logv1.Ping) {
 	}
 	sample := max(now.Sub(l.pingAt), 1)
 	l.pingAt = time.Time{}
-	if l.roundTrip == 0 {
+	if l.roundTrip == 0 || sample < l.roundTrip/2 {
+		// The first sample may have waited for the other's stream. Who is near is asked first: that must not take a minute to be seen.
 		l.roundTrip = sample
 	} else {
 		l.roundTrip += (sample - l.roundTrip) / 8

@@ -222,6 +222,18 @@ func TestStalledTarget(t *testing.T) {
 	})
 }
 
+// A round trip that was long once, as the first one is whose answer waits for a stream, is forgotten with the next one that is not.
+func TestALongRoundTripIsForgotten(t *testing.T) {
+	l := &link{}
+	for id, sample := range []time.Duration{2 * time.Second, 80 * time.Millisecond} {
+		l.pingID, l.pingAt = uint64(id), time.Now().Add(-sample)
+		l.heard(&logv1.Ping{Id: uint64(id)})
+	}
+	if got := l.health().RoundTrip; got < 80*time.Millisecond || got > time.Second {
+		t.Errorf("round trip %v", got)
+	}
+}
+
 // A target that is down gives proposals back at once, and is found again when it comes back.
 func TestTargetThatIsDown(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, p *peers) {
