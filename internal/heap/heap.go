@@ -1,6 +1,11 @@
-// Package heap sets how much garbage a process lets gather before it collects: as much as is alive, as Go does, but from
-// HeadroomBytes on less. A mirror of a million keys keeps hundreds of megabytes alive in a few large objects without
-// pointers, which cost the collector little, so collecting more often is cheap and doubling its memory is not.
+// Package heap sets how much garbage a process lets gather before it collects. Under load that is up to four times what is
+// alive, where Go lets as much gather as is alive, but from HeadroomBytes on less. A mirror of a million keys keeps hundreds
+// of megabytes alive in a few large objects without pointers, which cost the collector little, so collecting more often is
+// cheap there and doubling its memory is not. A process that keeps little is the other way round: its collections look at
+// every connection and goroutine for a few megabytes.
+//
+// What has gathered stays until the next collection, which a process that comes to rest does not reach. So one that hardly
+// allocates any more is collected once, and what is free is given back to the system.
 //
 // Pace is called once, at the start of a process. GOGC and GOMEMLIMIT in the environment win: with GOGC set, Pace does
 // nothing.
@@ -11,14 +16,14 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"time"
 )
 
 const (
-	// HeadroomBytes of garbage may gather, within the percentages of what is alive that follow. Letting as much gather in
-	// small heaps too saved no CPU time that could be measured, and cost its memory in each process.
+	// HeadroomBytes of garbage may gather, within the percentages of what is alive that follow.
 	HeadroomBytes = 64 << 20
 	percentMin    = 12
-	percentMax    = 100
+	percentMax    = 400
 	// A new percentage stops the world for a moment: one that differs by less than an eighth is not worth it.
 	percentChange = 8
 )
@@ -31,19 +36,21 @@ func Percent(liveBytes uint64) int {
 	return int(min(max(uint64(HeadroomBytes)*100/liveBytes, percentMin), percentMax))
 }
 
-// Pace adjusts the percentage after every collection from now on, for the life of the process.
+// Pace adjusts the percentage after every collection and gives memory back at rest from now on, for the life of the process.
 func Pace() {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
-	p := &pacer{sample: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}}
-	p.watch()
+	newPacer().watch()
+	go rest()
 }
 
 type pacer struct {
 	sample  []metrics.Sample
 	percent int
 }
+
+func newPacer() *pacer { return &pacer{sample: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}} }
 
 // watch leaves an object behind whose end is the next collection. Finalizers run one at a time, each after the collection
 // that found the object, so nothing here runs at once with itself.
@@ -61,5 +68,54 @@ func (p *pacer) adjust() {
 	if difference := wanted - p.percent; p.percent == 0 || max(difference, -difference) > p.percent/percentChange {
 		p.percent = wanted
 		debug.SetGCPercent(wanted)
+	}
+}
+
+const (
+	// restInterval is how often a process looks whether it is at rest, and restBytes what it may allocate in that time.
+	restInterval = 2 * time.Second
+	restBytes    = 2 << 20
+	// Less is not worth a collection: neither less than leastReturnedBytes, nor than this share of what is alive, which the
+	// collection has to look at.
+	leastReturnedBytes = 8 << 20
+	leastReturnedShare = 16
+)
+
+// usage is what decides whether memory is given back, in bytes.
+type usage struct {
+	allocated uint64 // since the start of the process
+	live      uint64 // by the last collection
+	objects   uint64 // live and garbage
+	free      uint64 // neither, and not given back
+}
+
+// restful tells whether to collect now and give back what is free.
+func restful(before, now usage) bool {
+	garbage := now.objects - min(now.live, now.objects)
+	return now.allocated-before.allocated <= restBytes &&
+		garbage+now.free >= max(leastReturnedBytes, now.live/leastReturnedShare)
+}
+
+func rest() {
+	read := usageReader()
+	before := read()
+	for range time.Tick(restInterval) {
+		now := read()
+		if restful(before, now) {
+			debug.FreeOSMemory()
+		}
+		before = now
+	}
+}
+
+func usageReader() func() usage {
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+	}
+	return func() usage {
+		metrics.Read(samples)
+		value := func(i int) uint64 { return samples[i].Value.Uint64() }
+		return usage{allocated: value(0), live: value(1), objects: value(2), free: value(3)}
 	}
 }

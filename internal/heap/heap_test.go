@@ -2,6 +2,7 @@ package heap
 
 import (
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"testing"
 	"time"
@@ -11,7 +12,7 @@ func TestPercent(t *testing.T) {
 	for _, c := range []struct {
 		liveMegabytes uint64
 		want          int
-	}{{0, 100}, {1, 100}, {32, 100}, {64, 100}, {128, 50}, {256, 25}, {512, 12}, {4096, 12}} {
+	}{{0, 400}, {1, 400}, {16, 400}, {32, 200}, {64, 100}, {128, 50}, {256, 25}, {512, 12}, {4096, 12}} {
 		if got := Percent(c.liveMegabytes << 20); got != c.want {
 			t.Errorf("%d MB alive: %d %%, want %d", c.liveMegabytes, got, c.want)
 		}
@@ -20,8 +21,7 @@ func TestPercent(t *testing.T) {
 
 // A large object makes the next collections come sooner, and its end makes them come later again.
 func TestPaceFollowsWhatIsAlive(t *testing.T) {
-	t.Setenv("GOGC", "")
-	Pace()
+	newPacer().watch()
 	percent := []metrics.Sample{{Name: "/gc/gogc:percent"}}
 	expect := func(want uint64) {
 		t.Helper()
@@ -41,3 +41,53 @@ func TestPaceFollowsWhatIsAlive(t *testing.T) {
 	runtime.KeepAlive(large)
 	expect(percentMax)
 }
+
+// A process gives back what it no longer needs once it is at rest, and not while it works.
+func TestRestful(t *testing.T) {
+	const mega = 1 << 20
+	before := usage{allocated: 1000 * mega}
+	for _, c := range []struct {
+		what string
+		now  usage
+		want bool
+	}{
+		{"garbage", usage{allocated: 1000 * mega, live: 10 * mega, objects: 18 * mega}, true},
+		{"free", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10 * mega, free: 8 * mega}, true},
+		{"both", usage{allocated: 1002 * mega, live: 10 * mega, objects: 14 * mega, free: 4 * mega}, true},
+		{"too little", usage{allocated: 1000 * mega, live: 10 * mega, objects: 14 * mega, free: 3 * mega}, false},
+		{"too little of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 424 * mega}, false},
+		{"enough of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 425 * mega}, true},
+		{"freed since the collection", usage{allocated: 1000 * mega, live: 400 * mega, objects: 10 * mega}, false},
+		{"at work", usage{allocated: 1003 * mega, live: 10 * mega, objects: 60 * mega, free: 60 * mega}, false},
+	} {
+		if got := restful(before, c.now); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+}
+
+// What is read at rest is what the runtime counts: garbage is seen until it is given back.
+func TestMemoryIsGivenBack(t *testing.T) {
+	read := usageReader()
+	debug.FreeOSMemory()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	before := read()
+	if restful(before, before) {
+		t.Errorf("memory to be given back after all was: %+v", before)
+	}
+	garbage = make([]byte, 2*leastReturnedBytes)
+	if held := read(); restful(before, held) {
+		t.Errorf("%d bytes were allocated a moment ago: %+v", len(garbage), held)
+	}
+	garbage = nil
+	left := read()
+	if restful(before, left) || !restful(left, left) {
+		t.Errorf("after garbage of %d bytes: %+v, before it %+v", 2*leastReturnedBytes, left, before)
+	}
+	debug.FreeOSMemory()
+	if after := read(); restful(after, after) {
+		t.Errorf("still to be given back: %+v", after)
+	}
+}
+
+var garbage []byte
