@@ -1,9 +1,6 @@
 package keyspace
 
-import (
-	"encoding/binary"
-	"fmt"
-)
+import "fmt"
 
 // Block is a run of versions on their way into a Space by RestoreBlocks. Filling it is most of the work of restoring, and
 // needs nothing of the Space: blocks can be filled by as many goroutines as there are processors, each block by one.
@@ -67,7 +64,7 @@ func (b *Block) Add(main, sub int64, encoded []byte) error {
 			return fmt.Errorf("%w: (%d, %d) after (%d, %d)", ErrInconsistent, main, sub, last.main, last.sub)
 		}
 	}
-	size := recordBytes(len(encoded))
+	size := recordBytes(sub, len(encoded))
 	if size > maxBlockBytes-b.stagedBytes {
 		return fmt.Errorf("%w: more than %d bytes in a block", ErrMalformed, maxBlockBytes)
 	}
@@ -99,9 +96,9 @@ func (b *Block) Seal() {
 	offset := 0
 	for i := range b.staged {
 		s := &b.staged[i]
-		room := b.slab[offset : offset+recordBytes(len(s.encoded))]
-		copy(room[recordHeaderBytes:], s.encoded)
-		r := sealRecord(room, subAndKind(s.sub, s.facts&factTombstone != 0), len(s.encoded))
+		room := b.slab[offset : offset+recordBytes(s.sub, len(s.encoded))]
+		copy(beginRecord(room, s.sub, s.facts&factTombstone != 0, len(s.encoded)), s.encoded)
+		r := sealRecord(room)
 		if s.facts&factTombstone == 0 {
 			first, second := hashEncoded(r.encoded())
 			b.live[0] += first
@@ -121,12 +118,3 @@ func (b *Block) Seal() {
 
 // record of the version with the given number.
 func (b *Block) record(i int) record { return recordAt(b.slab[b.versions[i].offset:]) }
-
-// sealRecord completes a record whose encoding stands in its room already, but for its slot.
-func sealRecord(room []byte, subAndKind uint32, encodedBytes int) record {
-	encoded := room[recordHeaderBytes : recordHeaderBytes+encodedBytes]
-	binary.LittleEndian.PutUint32(room[4:], uint32(encodedBytes))
-	binary.LittleEndian.PutUint32(room[12:], subAndKind)
-	binary.LittleEndian.PutUint32(room, recordChecksum(subAndKind, encoded))
-	return recordAt(room)
-}

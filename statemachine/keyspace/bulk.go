@@ -113,7 +113,7 @@ func (b *bulk) adopt() error {
 		slabs[i].used, slabs[i].liveBytes, slabs[i].sealed = len(block.slab), len(block.slab), true
 	}
 	if b.base < total {
-		s.newest.main, s.newestSub, s.written = lastMain, lastSub, true
+		s.newestMain, s.newestSub, s.written = lastMain, lastSub, true
 	}
 	s.versions = total
 	b.firstSlot = s.slots.reserve(total)
@@ -259,7 +259,7 @@ func (b *bulk) chainKey(versions []bulkEntry, r *bulkRange) error {
 		if !base {
 			b.freedBytes[int(slot-b.firstSlot)-b.base] = freed
 		}
-		s.slots.prev(slot).Store(before)
+		s.slots.setPrev(slot, before)
 		previous, before, existed = v, slot, !v.Tombstone
 	}
 	return nil
@@ -271,13 +271,13 @@ func (b *bulk) sumHistory() {
 	for i, freedBytes := range b.freedBytes {
 		sum += freedBytes
 		slot := b.firstSlot + uint32(b.base+i)
-		c := change{main: s.slots.at(slot).main.Load(), freedBytes: sum, slot: slot}
-		s.history.append(c)
+		c := change{main: s.slots.at(slot).main.Load(), slot: slot}
+		s.history.append(c, sum)
 		if c.main == s.compactRevision {
 			s.compactFreedBytes = sum
 		}
 	}
-	s.newest.freedBytes = sum
+	s.freedBytes = sum
 }
 
 // buildIndex gives each key an id, in the order of keys, and makes leaves of them and entries of the lookup.
@@ -304,7 +304,7 @@ func (b *bulk) buildIndex() {
 		for j := range b.ranges[i].cells {
 			c := &b.ranges[i].cells[j]
 			if n := len(cells); n > 0 {
-				cells[n-1].leaf.Load().next = c
+				cells[n-1].room.Load().next = c
 			}
 			cells = append(cells, c)
 		}
@@ -321,15 +321,15 @@ func (b *bulk) buildLeaves(r *bulkRange, hashes []uint64) {
 	s, id := b.space, r.firstID
 	r.cells = make([]cell, 0, (len(r.entries)+leafKeys-1)/leafKeys)
 	for run := range slices.Chunk(r.entries, leafKeys) {
-		lf := allocateLeaf(len(run), nil)
+		room := allocateLeaf(len(run), nil)
 		for i := range run {
 			s.heads.at(id).Store(run[i].slot)
-			lf.ids[i] = id
+			room.ids[i] = id
 			hashes[id-r.firstID] = s.hash(b.keyOf(run[i].slot))
 			id++
 		}
-		lf.fill(func(i int) []byte { return b.keyOf(run[i].slot) })
+		room.fill(func(i int) []byte { return b.keyOf(run[i].slot) })
 		r.cells = append(r.cells, cell{low: bytes.Clone(b.keyOf(run[0].slot))})
-		r.cells[len(r.cells)-1].leaf.Store(lf)
+		r.cells[len(r.cells)-1].room.Store(room)
 	}
 }

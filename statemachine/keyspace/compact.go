@@ -35,13 +35,13 @@ func (s *Space) Compact(revision int64) {
 		return
 	}
 	st := s.state.Load()
-	if newest := max(st.revision, s.newest.main); revision > newest {
+	if newest := max(st.revision, s.newestMain); revision > newest {
 		panic(fmt.Sprintf("keyspace: compact at %d above the newest revision %d", revision, newest))
 	}
 	freedBefore := s.compactFreedBytes
 	v := s.history.view.Load()
 	if n := v.after(revision, s.history.count); n > v.firstChunk*historyChunk {
-		s.compactFreedBytes = v.at(n - 1).freedBytes
+		s.compactFreedBytes = s.history.freedBytes(n - 1)
 	}
 	s.compactRevision = revision
 	if revision <= st.revision {
@@ -160,8 +160,8 @@ func (s *Space) removeVersions(budget int) int {
 		c.cursor++
 		sl := s.slots.at(number)
 		// No reader is, or comes, behind this slot: all read at the target or above, and stop here or before.
-		if prev := s.slots.prev(number).Load(); prev != 0 && s.slots.at(prev).main.Load() < c.target {
-			s.slots.prev(number).Store(0)
+		if prev := s.slots.prev(number); prev != 0 && s.slots.at(prev).main.Load() < c.target {
+			s.slots.setPrev(number, 0)
 			s.free(prev)
 		}
 		if changed.main == c.target {
@@ -232,7 +232,7 @@ func (s *Space) evacuateRecord(e *evacuation) (bytesMoved int, ok bool) {
 		return 0, false
 	}
 	r := recordAt(e.slab.bytes[e.offset:e.slab.used])
-	n := recordBytes(len(r.encoded()))
+	n := r.room()
 	old := recordRef(e.slab.number)<<32 | recordRef(e.offset)
 	if r.tombstone() {
 		old |= 1

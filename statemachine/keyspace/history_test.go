@@ -55,19 +55,28 @@ func TestHistoryAcrossLeaps(t *testing.T) {
 func TestHistoryChunkOfManyFreedBytes(t *testing.T) {
 	var h history
 	h.init()
-	var want []change
-	for n := range int64(historyChunk + 10) {
-		c := change{main: n, freedBytes: n * n << 14, slot: uint32(n)}
-		h.append(c)
-		want = append(want, c)
+	sum := func(n int64) int64 {
+		switch { // nothing, then little, then much
+		case n < 10:
+			return 7
+		case n < 20:
+			return 7 + n
+		}
+		return n * n << 14
+	}
+	for n := range int64(2*historyChunk + 10) {
+		h.append(change{main: n, slot: uint32(n)}, sum(min(n, historyChunk+5)))
 	}
 	v := h.view.Load()
-	for n, c := range want {
-		if got := v.at(uint64(n)); got != c {
-			t.Fatalf("change %d: %+v, not %+v", n, got, c)
+	for n := range int64(2*historyChunk + 10) {
+		if got, want := v.at(uint64(n)), (change{main: n, slot: uint32(n)}); got != want {
+			t.Fatalf("change %d: %+v, not %+v", n, got, want)
+		}
+		if got, want := h.freedBytes(uint64(n)), sum(min(n, historyChunk+5)); got != want {
+			t.Fatalf("change %d: %d bytes freed, not %d", n, got, want)
 		}
 	}
-	if v.chunks[0].whole == nil || v.chunks[1].whole != nil {
-		t.Error("the first chunk is to be whole, the second not")
+	if h.freed[0].whole == nil || h.freed[1].whole != nil || h.freed[1].added == nil || h.freed[2].added != nil {
+		t.Errorf("the first run is to be whole, the second short, the third of one sum: %+v", h.freed)
 	}
 }

@@ -12,8 +12,8 @@ const (
 )
 
 // index maps keys to ids in order. It has three levels: the root lists groups, a group lists cells, a cell
-// holds one leaf. Root, groups and leaves are immutable and replaced whole; a new key replaces one leaf, and
-// only when a leaf is split or merged is a group, and rarely the root, replaced too.
+// holds one leaf. Root and groups are immutable and replaced whole; a new key is added behind those of its leaf or replaces the
+// leaf, and only when a leaf is split or merged is a group, and rarely the root, replaced too.
 //
 // A cell stands for the keys from its low bound up to the low bound of the next cell. Which cell is next is
 // part of the leaf, so that a split or a merge is one atomic store of the left cell's leaf. Readers that come
@@ -27,6 +27,9 @@ const (
 type index struct {
 	root  atomic.Pointer[root]
 	keyOf func(id uint32) []byte
+	// The last id that was inserted, and how many were, each of them next to the one before. The writer's.
+	lastID  uint32
+	runKeys int
 }
 
 type root struct {
@@ -41,89 +44,114 @@ type group struct {
 
 type cell struct {
 	low  []byte // constant; nil for the first cell, which is never merged away
-	leaf atomic.Pointer[leaf]
+	room atomic.Pointer[leafRoom]
 }
 
+// leaf is the keys that a leafRoom held at one moment.
 type leaf struct {
 	fences
 	ids  []uint32 // ascending by key
 	next *cell    // nil: last
 }
 
-// A leaf and its arrays are one heap object, of as much room as the keys ask for. The numbers of keys are those that fill
-// Go's size classes.
+// leafRoom is where the keys of a leaf stand. While it stands in its cell, the writer may add keys behind those that are
+// there; nothing else of it ever changes.
+type leafRoom struct {
+	leaf // words and ids are as long as there is room
+	keys atomic.Uint32
+}
+
+func (c *cell) leaf() leaf { return c.room.Load().filled() }
+
+func (r *leafRoom) filled() leaf {
+	n := r.keys.Load()
+	lf := r.leaf
+	lf.words, lf.ids = lf.words[:n:n], lf.ids[:n:n]
+	return lf
+}
+
+// add puts a key behind the others. There must be room, and the key must have the common prefix.
+func (r *leafRoom) add(key []byte, id uint32) {
+	n := r.keys.Load()
+	r.words[n], r.ids[n] = word(key, len(r.common)), id
+	r.keys.Store(n + 1) // after what it counts
+}
+
+// A room and its arrays are one heap object, as large as the keys ask for. The numbers of keys are those that fill Go's size
+// classes.
 type (
 	leafBlock16 struct {
-		leaf
+		leafRoom
 		wordArray [16]uint64
 		idArray   [16]uint32
 	}
-	leafBlock33 struct {
-		leaf
-		wordArray [33]uint64
-		idArray   [33]uint32
+	leafBlock32 struct {
+		leafRoom
+		wordArray [32]uint64
+		idArray   [32]uint32
 	}
-	leafBlock41 struct {
-		leaf
-		wordArray [41]uint64
-		idArray   [41]uint32
+	leafBlock40 struct {
+		leafRoom
+		wordArray [40]uint64
+		idArray   [40]uint32
 	}
 	leafBlock46 struct {
-		leaf
+		leafRoom
 		wordArray [46]uint64
 		idArray   [46]uint32
 	}
 	leafBlock51 struct {
-		leaf
+		leafRoom
 		wordArray [51]uint64
 		idArray   [51]uint32
 	}
-	leafBlock57 struct {
-		leaf
-		wordArray [57]uint64
-		idArray   [57]uint32
+	leafBlock56 struct {
+		leafRoom
+		wordArray [56]uint64
+		idArray   [56]uint32
 	}
 	leafBlock64 struct {
-		leaf
+		leafRoom
 		wordArray [leafKeys]uint64
 		idArray   [leafKeys]uint32
 	}
 )
 
-// allocateLeaf returns a leaf with room for n keys, to be filled before it is published.
-func allocateLeaf(n int, next *cell) *leaf {
-	var lf *leaf
+// allocateLeaf returns room for n keys or some more. The first n are to be filled before it is published.
+func allocateLeaf(n int, next *cell) *leafRoom {
+	var r *leafRoom
 	switch {
 	case n <= 16:
 		b := new(leafBlock16)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
-	case n <= 33:
-		b := new(leafBlock33)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
-	case n <= 41:
-		b := new(leafBlock41)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
+	case n <= 32:
+		b := new(leafBlock32)
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
+	case n <= 40:
+		b := new(leafBlock40)
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
 	case n <= 46:
 		b := new(leafBlock46)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
 	case n <= 51:
 		b := new(leafBlock51)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
-	case n <= 57:
-		b := new(leafBlock57)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
+	case n <= 56:
+		b := new(leafBlock56)
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
 	default:
 		b := new(leafBlock64)
-		lf, b.words, b.ids = &b.leaf, b.wordArray[:n:n], b.idArray[:n:n]
+		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
 	}
-	lf.next = next
-	return lf
+	r.next = next
+	r.keys.Store(uint32(n))
+	return r
 }
 
 func (x *index) init(keyOf func(id uint32) []byte) {
 	x.keyOf = keyOf
 	first := &cell{}
-	first.leaf.Store(&leaf{})
+	first.room.Store(allocateLeaf(0, nil))
 	x.root.Store(newRoot([]*group{newGroup([]*cell{first})}))
 }
 
@@ -152,7 +180,7 @@ func (g *group) child(key []byte) int {
 }
 
 // seek returns the position in the leaf of the first key not below key, and whether it is key itself.
-func (x *index) seek(lf *leaf, key []byte) (position int, found bool) {
+func (x *index) seek(lf leaf, key []byte) (position int, found bool) {
 	lo, hi := lf.narrow(key)
 	for lo < hi {
 		middle := int(uint(lo+hi) >> 1)
@@ -173,7 +201,7 @@ type place struct {
 	root        *root
 	group, cell int // positions in root and group; of the cell as found there, before any move to the right
 	owner       *cell
-	leaf        *leaf
+	leaf        leaf
 	position    int
 	found       bool
 }
@@ -187,7 +215,7 @@ func (x *index) locate(key []byte) (p place) {
 	p.cell = g.child(key)
 	p.owner = g.cells[p.cell]
 	for {
-		p.leaf = p.owner.leaf.Load()
+		p.leaf = p.owner.leaf()
 		p.position, p.found = x.seek(p.leaf, key)
 		// Only a key beyond the leaf's last can belong to a cell that was split off.
 		if p.position < len(p.leaf.ids) || p.leaf.next == nil || bytes.Compare(p.leaf.next.low, key) > 0 {
@@ -220,7 +248,7 @@ func (x *index) ascend(start, end []byte, visit func(run []uint32) bool) {
 		if position < stop && !visit(lf.ids[position:stop]) || last {
 			return
 		}
-		lf, position = lf.next.leaf.Load(), 0
+		lf, position = lf.next.leaf(), 0
 	}
 }
 
@@ -260,7 +288,7 @@ func (x *index) before(end []byte) (p place) {
 	}
 	p.owner = g.cells[p.cell]
 	for {
-		p.leaf = p.owner.leaf.Load()
+		p.leaf = p.owner.leaf()
 		if p.leaf.next == nil || end != nil && bytes.Compare(p.leaf.next.low, end) >= 0 {
 			break
 		}

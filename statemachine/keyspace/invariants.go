@@ -55,7 +55,7 @@ func (c *checker) index() error {
 			if g.child(cl.low) != ci || (cl.low == nil) != (gi == 0 && ci == 0) {
 				return fmt.Errorf("cell %d/%d is not found by its low bound", gi, ci)
 			}
-			lf := cl.leaf.Load()
+			lf := cl.leaf()
 			if len(lf.ids) > leafKeys || len(lf.words) != len(lf.ids) {
 				return fmt.Errorf("leaf %d/%d of %d keys, %d words", gi, ci, len(lf.ids), len(lf.words))
 			}
@@ -113,7 +113,7 @@ func (c *checker) lookup() error {
 func (c *checker) versions(id uint32, key []byte) error {
 	var newer Version
 	kept := false // the newest at or below the compact revision has been seen
-	for number := c.s.heads.at(id).Load(); number != 0; number = c.s.slots.prev(number).Load() {
+	for number := c.s.heads.at(id).Load(); number != 0; number = c.s.slots.prev(number) {
 		v, err := c.use(number)
 		if err != nil {
 			return err
@@ -166,7 +166,7 @@ func (c *checker) use(number uint32) (Version, error) {
 	if what := r.fault(ref, sl.main.Load(), number); what != "" {
 		return Version{}, fmt.Errorf("slot %d: %s", number, what)
 	}
-	c.liveBytes[ref.slab()] += recordBytes(len(r.encoded()))
+	c.liveBytes[ref.slab()] += r.room()
 	return r.version(), nil
 }
 
@@ -195,11 +195,12 @@ func (c *checker) history() error {
 		if !c.seen[change.slot] || sl.main.Load() != change.main {
 			return fmt.Errorf("change %d at %d: slot %d is of another version", n, change.main, change.slot)
 		}
-		sub := int64(c.s.slabs.record(recordRef(sl.ref.Load())).subAndKind() >> 1)
-		if change.main < lastMain || change.main == lastMain && sub <= lastSub || change.freedBytes < lastFreed {
+		sub := c.s.slabs.record(recordRef(sl.ref.Load())).sub()
+		freed := c.s.history.freedBytes(n)
+		if change.main < lastMain || change.main == lastMain && sub <= lastSub || freed < lastFreed {
 			return fmt.Errorf("change %d at %d/%d out of order", n, change.main, sub)
 		}
-		lastMain, lastSub, lastFreed = change.main, sub, change.freedBytes
+		lastMain, lastSub, lastFreed = change.main, sub, freed
 	}
 	return nil
 }

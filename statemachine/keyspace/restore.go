@@ -36,7 +36,7 @@ func (s *Space) Restore(encoded []byte, sub int64) error {
 	case base && (s.written || found):
 		return inconsistent("a compacted version after another of its key or after the history began")
 	case base:
-	case s.written && (v.ModRevision < s.newest.main || v.ModRevision == s.newest.main && sub <= s.newestSub),
+	case s.written && (v.ModRevision < s.newestMain || v.ModRevision == s.newestMain && sub <= s.newestSub),
 		!first && v.ModRevision <= s.state.Load().revision:
 		return inconsistent("out of order")
 	case first && found && s.slots.at(head).main.Load() < s.compactRevision:
@@ -86,6 +86,9 @@ func decodeCanonical(encoded []byte, sub int64) (Version, error) {
 	kv := v.keyValue()
 	if kv.encodedBytes() != len(encoded) {
 		return v, fmt.Errorf("%w: not the shortest encoding", ErrMalformed)
+	}
+	if len(encoded) > maxEncodedBytes {
+		return v, fmt.Errorf("%w: %d bytes, of which there are at most %d", ErrMalformed, len(encoded), maxEncodedBytes)
 	}
 	if sub < 0 || sub > maxSub {
 		return v, fmt.Errorf("%w: sub-revision %d", ErrInconsistent, sub)

@@ -1,9 +1,6 @@
 package keyspace
 
-import (
-	"encoding/binary"
-	"sync/atomic"
-)
+import "sync/atomic"
 
 // recordRef is the place of a record: slab number << 32 | offset | 1 for a tombstone. Offsets are multiples of
 // recordAlignment, so the low bits are free. Zero is no place: slab numbers begin at 1.
@@ -122,8 +119,7 @@ func (s *slabs) consider(sl *slab) {
 // kill notes that the slot of the record at ref no longer refers to it.
 func (s *slabs) kill(ref recordRef) {
 	sl := (*s.table.Load())[ref.slab()].Load()
-	encoded := binary.LittleEndian.Uint32(sl.bytes[ref.offset()+4:])
-	sl.liveBytes -= recordBytes(int(encoded))
+	sl.liveBytes -= recordAt(sl.bytes[ref.offset():]).room()
 	s.consider(sl)
 }
 
@@ -135,12 +131,13 @@ func (s *slabs) drop(number uint32) {
 	s.free = append(s.free, number)
 }
 
-// write fills the room of a record.
-func writeRecord(room []byte, slot uint32, subAndKind uint32, kv *keyValue, encodedBytes int) {
-	encoded := kv.appendTo(room[recordHeaderBytes:recordHeaderBytes])
+// writeRecord fills the room of a record.
+func writeRecord(room []byte, slot uint32, sub int64, tombstone bool, kv *keyValue, encodedBytes int) record {
+	encoded := kv.appendTo(beginRecord(room, sub, tombstone, encodedBytes)[:0])
 	if len(encoded) != encodedBytes {
 		panic("keyspace: encoded size miscounted")
 	}
-	sealRecord(room, subAndKind, encodedBytes)
-	binary.LittleEndian.PutUint32(room[8:], slot)
+	r := sealRecord(room)
+	r.setSlot(slot)
+	return r
 }

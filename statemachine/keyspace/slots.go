@@ -14,12 +14,12 @@ type slot struct {
 	main atomic.Int64
 }
 
-// slotRun is slots side by side. What is seldom looked at is kept apart, so that four of them share a cache line and none lies
-// across two.
-type slotRun struct {
-	slots [slotChunk]slot
-	prevs [slotChunk]atomic.Uint32 // see slots.prev
-}
+// slotRun is slots side by side: four of them share a cache line, and none lies across two.
+type slotRun [slotChunk]slot
+
+// prevRun is for each slot of a run the slot of the version before, zero for none. It is seldom looked at, and there is none where
+// all versions are the first of their keys.
+type prevRun [slotChunk]atomic.Uint32
 
 const (
 	slotChunk = 1 << 10
@@ -29,20 +29,58 @@ const (
 // slots is a growing array of slots; numbers begin at 1 and are used again. Grown and shrunk by the writer only.
 type slots struct {
 	chunks atomic.Pointer[[]*slotRun]
-	next   uint32 // never used so far
-	free   []uint32
+	// prevs are those of chunks, and of some that are not there yet. Who finds none for a slot that can be read may rely on it: it
+	// would have been there before the slot was.
+	prevs atomic.Pointer[[]atomic.Pointer[prevRun]]
+	next  uint32 // never used so far
+	free  []uint32
 }
 
 func (s *slots) init() {
 	s.chunks.Store(&[]*slotRun{})
+	s.prevs.Store(&[]atomic.Pointer[prevRun]{})
 	s.next = 1
 }
 
-func (s *slots) at(n uint32) *slot { return &(*s.chunks.Load())[n/slotChunk].slots[n%slotChunk] }
+func (s *slots) at(n uint32) *slot { return &(*s.chunks.Load())[n/slotChunk][n%slotChunk] }
 
 // prev is the slot of the version before that of slot n; zero: none, or compacted.
-func (s *slots) prev(n uint32) *atomic.Uint32 {
-	return &(*s.chunks.Load())[n/slotChunk].prevs[n%slotChunk]
+func (s *slots) prev(n uint32) uint32 {
+	runs, at := *s.prevs.Load(), n/slotChunk
+	if at >= uint32(len(runs)) {
+		return 0
+	}
+	run := runs[at].Load()
+	if run == nil {
+		return 0
+	}
+	return run[n%slotChunk].Load()
+}
+
+// setPrev may be called for several slots at once if reserve gave them.
+func (s *slots) setPrev(n, prev uint32) {
+	if prev == 0 && s.prev(n) == 0 {
+		return
+	}
+	s.growPrevs(n)
+	run := &(*s.prevs.Load())[n/slotChunk]
+	if run.Load() == nil {
+		run.CompareAndSwap(nil, new(prevRun))
+	}
+	run.Load()[n%slotChunk].Store(prev)
+}
+
+// growPrevs makes prevs long enough for slot n.
+func (s *slots) growPrevs(n uint32) {
+	runs := *s.prevs.Load()
+	if n/slotChunk < uint32(len(runs)) {
+		return
+	}
+	grown := make([]atomic.Pointer[prevRun], max(2*len(runs), int(n/slotChunk)+1))
+	for i := range runs {
+		grown[i].Store(runs[i].Load())
+	}
+	s.prevs.Store(&grown)
 }
 
 func (s *slots) allocate() uint32 {
@@ -75,6 +113,7 @@ func (s *slots) reserve(n int) uint32 {
 		chunks = append(chunks, new(slotRun))
 	}
 	s.chunks.Store(&chunks)
+	s.growPrevs(s.next - 1)
 	return first
 }
 

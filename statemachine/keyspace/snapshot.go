@@ -54,7 +54,7 @@ func (sn *Snapshot) Release() {
 // published one, its index the published one. It needs no Release.
 func (s *Space) WriterView() Snapshot {
 	st := *s.state.Load()
-	st.revision = max(st.revision, s.newest.main)
+	st.revision = max(st.revision, s.newestMain)
 	st.compactRevision = s.compactRevision
 	st.historyCount = s.history.count
 	return Snapshot{space: s, state: st}
@@ -277,8 +277,7 @@ func (sn *Snapshot) HistorySince(older *Snapshot, visit func(v Version, supersed
 // holds a snapshot of the given compact revision cannot read is none: only a version at that revision can have superseded
 // it.
 func (s *Space) superseded(slot uint32, main, compactRevision int64) Place {
-	prev := s.slots.prev(slot)
-	number := prev.Load()
+	number := s.slots.prev(slot)
 	if number == 0 {
 		return Place{}
 	}
@@ -286,7 +285,7 @@ func (s *Space) superseded(slot uint32, main, compactRevision int64) Place {
 	place, ref := Place{Main: before.main.Load()}, recordRef(before.ref.Load())
 	// The removal of what is compacted takes the link away before it gives the slot to another version. It is under way at
 	// most at the compact revision itself: above it, the reader keeps links and slots.
-	if prev.Load() != number || main == compactRevision && place.Main < compactRevision || ref.tombstone() {
+	if s.slots.prev(slot) != number || main == compactRevision && place.Main < compactRevision || ref.tombstone() {
 		return Place{}
 	}
 	place.Sub = s.slabs.record(ref).sub()
@@ -327,7 +326,7 @@ func (s *Space) versionAt(number uint32, revision int64) (recordRef, bool) {
 			ref := recordRef(sl.ref.Load())
 			return ref, !ref.tombstone()
 		}
-		number = s.slots.prev(number).Load()
+		number = s.slots.prev(number)
 	}
 	return 0, false
 }

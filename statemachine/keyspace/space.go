@@ -3,7 +3,6 @@ package keyspace
 import (
 	"fmt"
 	"hash/maphash"
-	"math"
 	"sync/atomic"
 )
 
@@ -38,11 +37,12 @@ type Space struct {
 
 	// The rest belongs to the writer.
 
-	newest            change // the newest version's revision and the bytes freed up to there; its slot is not kept
+	newestMain        int64 // of the newest version
 	newestSub         int64
-	written           bool // at least one version was put into the history
+	freedBytes        int64 // the sum of what each change freed
+	written           bool  // at least one version was put into the history
 	compactRevision   int64
-	compactFreedBytes int64 // change.freedBytes at compactRevision
+	compactFreedBytes int64 // freedBytes as of compactRevision
 	writtenBytes      int64 // logical bytes of all versions ever stored
 	keys              int   // live ones
 	versions          int   // physically retained
@@ -156,9 +156,9 @@ func (s *Space) Delete(key []byte, main, sub int64) (tombstone, previous Version
 // revision. It panics if index or revision goes back, or if the revision is below what was written.
 func (s *Space) Publish(index uint64, revision int64) {
 	old := s.state.Load()
-	if index < old.index || revision < old.revision || s.written && revision < s.newest.main {
+	if index < old.index || revision < old.revision || s.written && revision < s.newestMain {
 		panic(fmt.Sprintf("keyspace: publish (%d, %d) after (%d, %d) with a version at %d",
-			index, revision, old.index, old.revision, s.newest.main))
+			index, revision, old.index, old.revision, s.newestMain))
 	}
 	s.publish(index, revision)
 }
@@ -196,9 +196,9 @@ func (s *Space) Stats() Stats {
 func (s *Space) mustFollow(main, sub int64) {
 	published := s.state.Load().revision
 	if main <= published || sub < 0 || sub > maxSub ||
-		s.written && (main < s.newest.main || main == s.newest.main && sub <= s.newestSub) {
+		s.written && (main < s.newestMain || main == s.newestMain && sub <= s.newestSub) {
 		panic(fmt.Sprintf("keyspace: write at (%d, %d) after (%d, %d), published %d",
-			main, sub, s.newest.main, s.newestSub, published))
+			main, sub, s.newestMain, s.newestSub, published))
 	}
 }
 
@@ -246,22 +246,22 @@ func (s *Space) keyOf(id uint32) []byte {
 // store writes the record and its slot, which nothing refers to yet.
 func (s *Space) store(kv *keyValue, sub int64, tombstone bool, prev uint32) (uint32, record) {
 	encodedBytes := kv.encodedBytes()
-	if encodedBytes > math.MaxInt32 {
-		panic("keyspace: version larger than 2 GiB")
+	if encodedBytes > maxEncodedBytes {
+		panic("keyspace: version of 1 GiB or more")
 	}
 	number := s.slots.allocate()
-	ref, room := s.slabs.allocate(&s.slabs.incoming, recordBytes(encodedBytes))
+	ref, room := s.slabs.allocate(&s.slabs.incoming, recordBytes(sub, encodedBytes))
 	if tombstone {
 		ref |= 1
 	}
-	writeRecord(room, number, subAndKind(sub, tombstone), kv, encodedBytes)
+	record := writeRecord(room, number, sub, tombstone, kv, encodedBytes)
 	sl := s.slots.at(number)
 	sl.main.Store(kv.modRevision)
-	s.slots.prev(number).Store(prev)
+	s.slots.setPrev(number, prev)
 	sl.ref.Store(uint64(ref))
 	s.writtenBytes += logicalBytes(encodedBytes)
 	s.versions++
-	return number, recordAt(room)
+	return number, record
 }
 
 // link makes the slot the newest version of the key, which is added to the index if it is not there.
@@ -278,7 +278,7 @@ func (s *Space) link(id uint32, found bool, key []byte, slot uint32) {
 
 // record enters the version into the history.
 func (s *Space) record(slot uint32, main, sub, freedBytes int64) {
-	s.newest = change{main: main, freedBytes: s.newest.freedBytes + freedBytes, slot: slot}
-	s.newestSub, s.written = sub, true
-	s.history.append(s.newest)
+	s.newestMain, s.newestSub, s.written = main, sub, true
+	s.freedBytes += freedBytes
+	s.history.append(change{main: main, slot: slot}, s.freedBytes)
 }

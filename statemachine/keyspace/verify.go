@@ -39,7 +39,7 @@ func (v *Verifier) Verify(budget int) (done bool, err error) {
 		if budget <= 0 {
 			return false, nil
 		}
-		checked, err := s.verifySlot(&chunks[v.next/slotChunk].slots[v.next%slotChunk], v.next)
+		checked, err := s.verifySlot(&chunks[v.next/slotChunk][v.next%slotChunk], v.next)
 		if err != nil {
 			v.next++
 			return false, err
@@ -69,7 +69,7 @@ func (s *Space) verifySlot(sl *slot, number uint32) (recordBytes int, err error)
 		if what == "" {
 			return len(r), nil
 		}
-		return len(r), &CorruptError{Key: append([]byte(nil), r.key()...), Main: main, Sub: int64(r.subAndKind() >> 1), What: what}
+		return len(r), &CorruptError{Key: append([]byte(nil), r.key()...), Main: main, Sub: r.sub(), What: what}
 	}
 }
 

@@ -168,18 +168,31 @@ func decodeKeyValue(b []byte) (kv keyValue, err error) {
 
 // A record is a version at rest in a slab, at an offset that is a multiple of recordAlignment:
 //
-//	bytes 0..3    CRC32C over bytes 12..15 and the encoding
-//	bytes 4..7    length of the encoding
-//	bytes 8..11   slot of the version
-//	bytes 12..15  sub-revision << 1 | 1 for a tombstone
+//	bytes 0..3    CRC32C over the sub-revision << 1 | 1 for a tombstone, four bytes, and the encoding
+//	bytes 4..7    slot of the version
+//	bytes 8..11   bit 0 for a tombstone, bit 1 zero, bits 2..9 the sub-revision, bits 10..31 the length of the encoding
+//	bytes 12..    the encoding, padded to recordAlignment
+//
+// One whose sub-revision or length does not fit into that is wide:
+//
+//	bytes 8..11   bit 0 for a tombstone, bit 1 one, bits 2..31 the length of the encoding
+//	bytes 12..15  the sub-revision
 //	bytes 16..    the encoding, padded to recordAlignment
 //
 // Integers are little-endian. The slot is left out of the checksum, which thus depends on content alone; it is
 // checked against the slot's own reference instead.
 const (
-	recordHeaderBytes = 16
-	recordAlignment   = 8
-	maxSub            = 1<<31 - 1
+	recordHeaderBytes     = 12
+	wideRecordHeaderBytes = 16
+	recordAlignment       = 4
+
+	recordTombstone = 1 << 0
+	recordWide      = 1 << 1
+	narrowSubEnd    = 1 << 8
+	narrowBytesEnd  = 1 << 22
+
+	maxEncodedBytes = 1<<30 - 1
+	maxSub          = 1<<31 - 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -207,32 +220,88 @@ func headChecksum(head [4]byte) uint32 {
 	return ^crc
 }
 
-func recordBytes(encodedBytes int) int {
-	return (recordHeaderBytes + encodedBytes + recordAlignment - 1) &^ (recordAlignment - 1)
+// recordBytes is the room that a record takes.
+func recordBytes(sub int64, encodedBytes int) int {
+	if isWide(sub, encodedBytes) {
+		return aligned(wideRecordHeaderBytes + encodedBytes)
+	}
+	return aligned(recordHeaderBytes + encodedBytes)
 }
+
+func isWide(sub int64, encodedBytes int) bool {
+	return sub >= narrowSubEnd || encodedBytes >= narrowBytesEnd
+}
+
+func aligned(n int) int { return (n + recordAlignment - 1) &^ (recordAlignment - 1) }
 
 // record is the bytes of one record from its header to the end of its encoding.
 type record []byte
 
-func (r record) checksum() uint32   { return binary.LittleEndian.Uint32(r) }
-func (r record) slot() uint32       { return binary.LittleEndian.Uint32(r[8:]) }
-func (r record) subAndKind() uint32 { return binary.LittleEndian.Uint32(r[12:]) }
-func (r record) sub() int64         { return int64(r.subAndKind() >> 1) }
-func (r record) tombstone() bool    { return r.subAndKind()&1 != 0 }
-func (r record) encoded() []byte    { return r[recordHeaderBytes:len(r):len(r)] }
-func (r record) setSlot(n uint32)   { binary.LittleEndian.PutUint32(r[8:], n) }
+// beginRecord writes what the header says of sub-revision, kind and length, and returns where the encoding belongs.
+func beginRecord(room []byte, sub int64, tombstone bool, encodedBytes int) []byte {
+	var word uint32
+	if tombstone {
+		word = recordTombstone
+	}
+	if isWide(sub, encodedBytes) {
+		binary.LittleEndian.PutUint32(room[8:], word|recordWide|uint32(encodedBytes)<<2)
+		binary.LittleEndian.PutUint32(room[12:], uint32(sub))
+		return room[wideRecordHeaderBytes:][:encodedBytes]
+	}
+	binary.LittleEndian.PutUint32(room[8:], word|uint32(sub)<<2|uint32(encodedBytes)<<10)
+	return room[recordHeaderBytes:][:encodedBytes]
+}
+
+// sealRecord completes a record whose encoding is in place, but for its slot.
+func sealRecord(room []byte) record {
+	r := recordAt(room)
+	binary.LittleEndian.PutUint32(r, recordChecksum(r.subAndKind(), r.encoded()))
+	return r
+}
+
+func (r record) checksum() uint32 { return binary.LittleEndian.Uint32(r) }
+func (r record) slot() uint32     { return binary.LittleEndian.Uint32(r[4:]) }
+func (r record) word() uint32     { return binary.LittleEndian.Uint32(r[8:]) }
+
+// wide is false for what is too short to be, which only rotten memory can have.
+func (r record) wide() bool { return r.word()&recordWide != 0 && len(r) >= wideRecordHeaderBytes }
+
+func (r record) sub() int64 {
+	if r.wide() {
+		return int64(binary.LittleEndian.Uint32(r[12:]))
+	}
+	return int64(r.word() >> 2 & (narrowSubEnd - 1))
+}
+
+func (r record) encoded() []byte {
+	if r.wide() {
+		return r[wideRecordHeaderBytes:len(r):len(r)]
+	}
+	return r[recordHeaderBytes:len(r):len(r)]
+}
+
+func (r record) subAndKind() uint32 { return subAndKind(r.sub(), r.tombstone()) }
+func (r record) tombstone() bool    { return r.word()&recordTombstone != 0 }
+func (r record) setSlot(n uint32)   { binary.LittleEndian.PutUint32(r[4:], n) }
 func (r record) intact() bool       { return recordChecksum(r.subAndKind(), r.encoded()) == r.checksum() }
+
+// room is what the record takes in its slab.
+func (r record) room() int { return aligned(len(r)) }
 
 // recordAt cuts the record at the start of b. A length that does not fit, which only rotten memory can have, is
 // cut to b: the checksum tells.
 func recordAt(b []byte) record {
-	n := recordHeaderBytes + uint64(binary.LittleEndian.Uint32(b[4:]))
-	return b[:min(n, uint64(len(b)))]
+	word := record(b).word()
+	n := recordHeaderBytes + int(word>>10)
+	if word&recordWide != 0 {
+		n = wideRecordHeaderBytes + int(word>>2)
+	}
+	return b[:min(n, len(b))]
 }
 
 // key reads only the key, for comparisons. Nil if the record is rotten.
 func (r record) key() []byte {
-	b := r[recordHeaderBytes:]
+	b := r.encoded()
 	if len(b) < 2 || b[0] != byte(fieldKey)<<3|byte(protowire.BytesType) {
 		return nil
 	}
@@ -255,11 +324,10 @@ func (r record) key() []byte {
 func (r record) version() Version {
 	encoded := r.encoded()
 	kv, _ := decodeKeyValue(encoded)
-	s := r.subAndKind()
 	return Version{
 		Key: kv.key, Value: kv.value,
 		CreateRevision: kv.createRevision, ModRevision: kv.modRevision, Version: kv.version, Lease: kv.lease,
-		Sub: int64(s >> 1), Tombstone: s&1 != 0, Checksum: r.checksum(), Encoded: encoded,
+		Sub: r.sub(), Tombstone: r.tombstone(), Checksum: r.checksum(), Encoded: encoded,
 	}
 }
 

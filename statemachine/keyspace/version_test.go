@@ -86,10 +86,13 @@ func restoreOne(t *testing.T, v Version, encoded []byte) {
 // FuzzRecord feeds the readers of records rotten memory: nothing may panic, and the checksum must tell.
 func FuzzRecord(f *testing.F) {
 	kv := keyValue{key: []byte("key"), value: []byte("value"), createRevision: 3, modRevision: 300, version: 2}
-	room := make([]byte, recordBytes(kv.encodedBytes()))
-	writeRecord(room, 7, subAndKind(9, false), &kv, kv.encodedBytes())
-	f.Add(room)
+	for _, sub := range []int64{9, narrowSubEnd} {
+		room := make([]byte, recordBytes(sub, kv.encodedBytes()))
+		writeRecord(room, 7, sub, false, &kv, kv.encodedBytes())
+		f.Add(room)
+	}
 	f.Add(make([]byte, recordHeaderBytes))
+	f.Add(append(make([]byte, 8), recordWide, 0, 0, 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < recordHeaderBytes {
 			return // records begin at most this far before the end of a slab
@@ -101,8 +104,8 @@ func FuzzRecord(f *testing.F) {
 			t.Fatal("the version and its record disagree")
 		}
 		for i := range r {
-			if i >= 4 && i < 12 {
-				continue // length and slot are checked otherwise
+			if i >= 4 && i < 8 || i >= 10 && i < 12 || i == 9 && r.wide() {
+				continue // slot and length are checked otherwise
 			}
 			if rotten := bytes.Clone(r); r.intact() {
 				rotten[i] ^= 1
