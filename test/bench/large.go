@@ -21,7 +21,7 @@ const largeRow = "large"
 type holding struct {
 	System      string  `json:"system"`
 	LoadSeconds float64 `json:"load_seconds"`
-	// Megabytes of one server after the load; anonymous leaves mapped files out.
+	// Megabytes of one server at rest after the load; anonymous leaves mapped files out.
 	ResidentMegabytes  float64 `json:"resident_megabytes"`
 	AnonymousMegabytes float64 `json:"anonymous_megabytes"`
 	// RestartSeconds is from the start of the process until it answers a linearizable get of a loaded key, the files in
@@ -68,7 +68,7 @@ func hold(ctx context.Context, s *system, keys int) (h holding, err error) {
 		return h, err
 	}
 	h.LoadSeconds = time.Since(began).Seconds()
-	if err := pause(ctx, 2*memorySettle); err != nil {
+	if err := s.settle(ctx); err != nil {
 		return h, err
 	}
 	if h.ResidentMegabytes, h.AnonymousMegabytes, err = s.largest(); err != nil {
@@ -88,7 +88,7 @@ func hold(ctx context.Context, s *system, keys int) (h holding, err error) {
 			h.RestartSeconds = took
 		}
 	}
-	if err := pause(ctx, 2*memorySettle); err != nil {
+	if err := s.settle(ctx); err != nil {
 		return h, err
 	}
 	used, err := p.usage()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -110,18 +111,25 @@ func dial(endpoint string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 }
 
-// freePorts returns loopback addresses that nobody listens on.
+// freePorts returns loopback addresses that nobody listens on. The system would choose them among those that it gives to
+// connections, too, and the load's might be quicker than the server that is to listen.
 func freePorts(n int) ([]string, error) {
+	const first, end, attempts = 10_000, 32_000, 1_000
 	var addresses []string
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+	var err error
+	for range attempts {
+		if len(addresses) == n {
+			return addresses, nil
+		}
+		var listener net.Listener
+		listener, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(end-first)))
 		if err != nil {
-			return nil, err
+			continue
 		}
 		defer listener.Close() // only after all are chosen, so that all differ
 		addresses = append(addresses, listener.Addr().String())
 	}
-	return addresses, nil
+	return nil, fmt.Errorf("%d free ports, not %d: %w", len(addresses), n, err)
 }
 
 const membersEach = 3

@@ -224,7 +224,7 @@ func (run *scaling) keysCurve(ctx context.Context) (points []scalePoint, err err
 		if err := compactAll(ctx, s); err != nil {
 			return nil, err
 		}
-		if err := pause(ctx, 2*memorySettle); err != nil {
+		if err := s.settle(ctx); err != nil {
 			return nil, err
 		}
 		p, err := run.heldPoint(ctx, s, scaleLoad{driven: 1, connections: 20, clients: 200, keys: keys, valueBytes: valueBytes})
@@ -331,7 +331,7 @@ func (run *scaling) leasesCurve(ctx context.Context) (points []scalePoint, err e
 		if err != nil {
 			return nil, err
 		}
-		if err := pause(ctx, 2*memorySettle); err != nil {
+		if err := s.settle(ctx); err != nil {
 			return nil, err
 		}
 		p, err := run.heldPoint(ctx, s, pacedPuts)

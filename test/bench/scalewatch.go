@@ -53,7 +53,7 @@ func (run *scaling) apartWatchers(ctx context.Context) (points []scalePoint, err
 				return nil, err
 			}
 		}
-		if err := pause(ctx, memorySettle); err != nil {
+		if err := s.settle(ctx); err != nil {
 			return nil, err
 		}
 		held, err := s.processes[membersEach].usage()
@@ -151,7 +151,7 @@ func (run *scaling) lonelyWatchers(ctx context.Context) (points []scalePoint, er
 	}
 	defer func() { err = errors.Join(err, run.finish(s)) }()
 	note := func(x int, series string) error {
-		if err := pause(ctx, memorySettle); err != nil {
+		if err := s.settle(ctx); err != nil {
 			return err
 		}
 		held, err := s.processes[membersEach].usage()

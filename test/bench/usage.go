@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -93,6 +94,39 @@ func (p *process) usage() (u usage, err error) {
 		}
 	}
 	return u, nil
+}
+
+// How servers come to rest before their memory is looked at: whatever they write behind or collect when nobody asks for anything
+// takes a while.
+const (
+	restfulShare = 0.1 // of one processor, all of a system's processes together
+	memorySettle = 8 * time.Second
+	settleMost   = 2 * time.Minute
+)
+
+// settle returns when the system has been at rest for memorySettle, or nearly so for settleMost.
+func (s *system) settle(ctx context.Context) error {
+	const interval = time.Second
+	var before time.Duration
+	rested := time.Duration(0)
+	for waited := time.Duration(0); rested < memorySettle && waited < settleMost; waited += interval {
+		var used time.Duration
+		for _, p := range s.processes {
+			one, err := p.usage()
+			if err != nil {
+				return fmt.Errorf("%s: %w\n%s", p.name, err, s.lastOutput())
+			}
+			used += one.cpu
+		}
+		if rested += interval; used-before > time.Duration(restfulShare*float64(interval)) {
+			rested = 0
+		}
+		before = used
+		if err := pause(ctx, interval); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // count adds the process's counters.

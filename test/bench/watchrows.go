@@ -31,9 +31,6 @@ const (
 	idleMemory
 )
 
-// memorySettle is the time from the last watch that is in force to the look at the servers' memory.
-const memorySettle = 5 * time.Second
-
 // watchLoads are the rows about watches by their names.
 var watchLoads = map[string]struct {
 	title string
@@ -95,7 +92,7 @@ func runMemoryRow(ctx context.Context, r row, o options, directory string) (*res
 // idleRound measures what a row's watchers add to the memory of servers that nobody else uses. Their connections exist
 // before.
 func idleRound(ctx context.Context, s *system, r row) (sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second+2*settleMost)
 	defer cancel()
 	if err := s.awaitReady(ctx); err != nil {
 		return sample{}, err
@@ -110,7 +107,7 @@ func idleRound(ctx context.Context, s *system, r row) (sample, error) {
 			return sample{}, err
 		}
 	}
-	if err := pause(ctx, memorySettle); err != nil {
+	if err := s.settle(ctx); err != nil {
 		return sample{}, err
 	}
 	before, err := s.usage()
@@ -120,7 +117,7 @@ func idleRound(ctx context.Context, s *system, r row) (sample, error) {
 	if _, err := openWatchStreams(ctx, clients, watchLoads[r.name].load); err != nil {
 		return sample{}, err
 	}
-	if err := pause(ctx, memorySettle); err != nil {
+	if err := s.settle(ctx); err != nil {
 		return sample{}, err
 	}
 	after, err := s.usage()
