@@ -215,7 +215,7 @@ func TestEveryFieldIsExported(t *testing.T) {
 		reflect.TypeFor[Machine](): {
 			"space", "compactionBudget", "understands", "mu", "failed", "index", "term", "logTime", "clusterID", "revision", "compacted",
 			"applyVersion", "settings", "sessions", "leases", "requests", "regions", "noSpace", "ids", "retention",
-			"settingsSum", "regionsSum", "commands", "doomed",
+			"settingsSum", "regionsSum", "commands", "keys", "doomed",
 		},
 		reflect.TypeFor[session]():         {"SessionInfo", "dueBound", "ended", "sum"},
 		reflect.TypeFor[frontend]():        {"incarnation", "lastSession", "open", "sum"},

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	logv1 "github.com/logmirror/logmirror/api/proto/logmirror/log/v1"
 	"github.com/logmirror/logmirror/lease"
 	"github.com/logmirror/logmirror/statemachine/keyspace"
@@ -66,6 +67,7 @@ type Machine struct {
 
 	// Scratch of the apply goroutine.
 	commands []command
+	keys     [][]byte
 	doomed   []keyspace.Version
 }
 
@@ -343,6 +345,7 @@ func (m *Machine) applyBatch(e *entry, envelope *logv1.Envelope) error {
 	if e.wanted && len(commands) > 0 {
 		e.applied.Results = make([]Result, 0, len(commands))
 	}
+	m.expect(commands)
 	for i := range commands {
 		result, err := m.applyCommand(e, &commands[i], len(commands)-i)
 		if err != nil {
@@ -356,4 +359,27 @@ func (m *Machine) applyBatch(e *entry, envelope *logv1.Envelope) error {
 		m.commands = commands[:0]
 	}
 	return nil
+}
+
+// expect tells the key space which keys the commands are likely to look at.
+func (m *Machine) expect(commands []command) {
+	keys := m.keys[:0]
+	for i := range commands {
+		switch c := &commands[i]; c.operation {
+		case fieldCommandPut:
+			keys = append(keys, c.put.key)
+		case fieldCommandTxn:
+			for _, o := range c.message.(*commandv1.Txn).Success {
+				if put := o.GetPut(); put != nil {
+					keys = append(keys, put.Key)
+				}
+			}
+		}
+	}
+	if len(keys) > 1 { // one is not waited for any less
+		m.space.Expect(keys)
+	}
+	if clear(keys); cap(keys) <= maxScratch {
+		m.keys = keys[:0]
+	}
 }

@@ -156,6 +156,8 @@ func BenchmarkPut(b *testing.B) {
 			s.Put(buffer, value, 0, main, 0)
 		}
 	})
+	b.Run("overwrite", func(b *testing.B) { overwrite(b, false) })
+	b.Run("overwrite-expected", func(b *testing.B) { overwrite(b, true) })
 	// A steady state: overwritten at random, published and compacted as it goes.
 	b.Run("overwrite-compacting", func(b *testing.B) {
 		s, _ := filled(b, benchKeys)
@@ -177,6 +179,30 @@ func BenchmarkPut(b *testing.B) {
 		}
 		b.ReportMetric(float64(s.Stats().SlabBytes)/1e6, "slab-MB")
 	})
+}
+
+// overwrite puts over random keys, 16 of them a batch.
+func overwrite(b *testing.B, expect bool) {
+	s, _ := filled(b, benchKeys)
+	value := make([]byte, benchValueBytes)
+	main, random := int64(benchKeys), rand.New(rand.NewPCG(3, 3))
+	names := make([][]byte, 16)
+	defer measureCPU(b)()
+	for n := 0; n < b.N; n += len(names) {
+		for i := range names {
+			names[i] = benchName(names[i], random.IntN(benchKeys))
+		}
+		if expect {
+			s.Expect(names)
+		}
+		for _, name := range names {
+			main++
+			s.Put(name, value, 0, main, 0)
+		}
+		s.Publish(uint64(main), main)
+		s.Compact(main - 1)
+		s.CompactSome(128)
+	}
 }
 
 func BenchmarkRead(b *testing.B) {

@@ -16,7 +16,7 @@
 //
 // # What it assumes
 //
-// One goroutine is the writer. Only it calls Latest, Put, Delete, WriterView, Publish, Compact, CompactSome,
+// One goroutine is the writer. Only it calls Latest, Expect, Put, Delete, WriterView, Publish, Compact, CompactSome,
 // LogicalBytes, Digest, ResumeEvents, Restore, RestoreBlocks and CheckInvariants. It writes in ascending (main, sub)
 // order, above the published revision, and publishes after the last write of an entry. Compact only asks for work; the
 // writer does it by calling CompactSome, best after each entry, since what waits for readers can only go on in a later call.

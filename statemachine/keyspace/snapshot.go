@@ -197,12 +197,17 @@ func (w *walker) resolve(ids []uint32) []record {
 // these reads depend on nothing, so the processor has those of several records under way.
 func (w *walker) touch(records []record) {
 	for _, r := range records {
-		sum := r[len(r)-1]
-		for at := cacheLineBytes; at < min(len(r), touchedBytes); at += cacheLineBytes {
-			sum += r[at]
-		}
-		w.touched += sum
+		w.touched += r.touch()
 	}
+}
+
+// touch returns a sum of what it reads.
+func (r record) touch() byte {
+	sum := r[len(r)-1]
+	for at := cacheLineBytes; at < min(len(r), touchedBytes); at += cacheLineBytes {
+		sum += r[at]
+	}
+	return sum
 }
 
 // find fills refs with the references of those keys that exist at the revision, and returns how many they are.

@@ -50,6 +50,7 @@ type Space struct {
 	retirees          retirees
 	compaction        compaction
 	evacuation        evacuation
+	expected          byte // sum of what Expect has read, so that the compiler keeps the reads
 }
 
 // state is what a reader takes as one value.
