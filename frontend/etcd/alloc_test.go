@@ -26,6 +26,7 @@ type stillMirror struct {
 	ready          chan struct{}
 	index, session uint64
 	seq            uint64
+	result         statemachine.Result // of what is proposed
 }
 
 func newStillMirror(t *testing.T) *stillMirror {
@@ -42,6 +43,9 @@ func newStillMirror(t *testing.T) *stillMirror {
 		})
 	}
 	m.apply(t, logv1.EntryKind_ENTRY_KIND_BATCH, batch)
+	m.result = statemachine.Result{Index: m.index, Revision: 3, Txn: &statemachine.TxnResult{
+		Succeeded: true, Operations: []statemachine.OperationResult{{Put: &statemachine.PutResult{}}},
+	}}
 	return m
 }
 
@@ -71,7 +75,7 @@ func (m *stillMirror) apply(t *testing.T, kind logv1.EntryKind, payload proto.Me
 }
 
 func (m *stillMirror) Propose(context.Context, *commandv1.Command, mirror.ProposeOptions) (statemachine.Result, error) {
-	return statemachine.Result{Index: m.index, Revision: 3}, nil
+	return m.result, nil
 }
 func (m *stillMirror) Linearize(context.Context) (uint64, error) { return m.index, nil }
 func (m *stillMirror) Age() (time.Duration, bool)                { return 5 * time.Millisecond, true }
@@ -108,6 +112,10 @@ func TestHandlerAllocations(t *testing.T) {
 	ranged := &pb.RangeRequest{Key: []byte("key"), Serializable: true}
 	thousand := &pb.RangeRequest{Key: []byte("range/"), RangeEnd: []byte("range0"), Serializable: true}
 	put := &pb.PutRequest{Key: []byte("key"), Value: make([]byte, 256)}
+	swap := &pb.TxnRequest{
+		Compare: []*pb.Compare{{Key: []byte("key"), Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: 3}}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: put}}},
+	}
 	for _, test := range []struct {
 		name   string
 		handle func() (any, error)
@@ -116,6 +124,7 @@ func TestHandlerAllocations(t *testing.T) {
 		{"get", func() (any, error) { return server.rangeAnswer(ctx, ranged) }, 5},
 		{"range of 1,000", func() (any, error) { return server.rangeAnswer(ctx, thousand) }, 7},
 		{"put", func() (any, error) { return server.Put(ctx, put) }, 4},
+		{"CAS", func() (any, error) { return server.Txn(ctx, swap) }, 4},
 	} {
 		got := testing.AllocsPerRun(1000, func() {
 			stream.header = nil

@@ -62,6 +62,28 @@ func txnAnswer(r *pb.TxnRequest, result *statemachine.TxnResult, revision int64)
 	return response
 }
 
+// swapAnswer is what txnAnswer gives for a transaction that has put one key, as one object.
+type swapAnswer struct {
+	response  pb.TxnResponse
+	header    pb.ResponseHeader
+	responses [1]*pb.ResponseOp
+	operation pb.ResponseOp
+	union     pb.ResponseOp_ResponsePut
+	put       pb.PutResponse
+	putHeader pb.ResponseHeader
+}
+
+func newSwapAnswer(facts serving.Facts, replaced *keyspace.Version, revision int64) *pb.TxnResponse {
+	a := &swapAnswer{}
+	setHeader(&a.header, facts)
+	a.putHeader.Revision = revision
+	a.put.Header, a.put.PrevKv = &a.putHeader, previous(replaced)
+	a.union.ResponsePut, a.operation.Response = &a.put, &a.union
+	a.responses[0] = &a.operation
+	a.response.Header, a.response.Succeeded, a.response.Responses = &a.header, true, a.responses[:]
+	return &a.response
+}
+
 func operationAnswer(request *pb.RequestOp, result *statemachine.OperationResult, revision int64) *pb.ResponseOp {
 	h := &pb.ResponseHeader{Revision: revision}
 	switch r := request.GetRequest().(type) {

@@ -51,6 +51,9 @@ func checkTxn(r *pb.TxnRequest, maxOperations int) error {
 		return err
 	}
 	for _, list := range [][]*pb.RequestOp{r.GetSuccess(), r.GetFailure()} {
+		if len(list) == 0 || len(list) == 1 && list[0].GetRequestTxn() == nil {
+			continue // there is nothing that it could overlap
+		}
 		if _, err := checkOverlaps(list); err != nil {
 			return err
 		}

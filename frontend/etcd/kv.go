@@ -166,9 +166,19 @@ func (s *kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if readOnly(r) {
 		return s.readTxn(ctx, r)
 	}
-	result, err := s.write(ctx, &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txnCommand(r)}})
+	swap := swapCommand(r)
+	command := swap
+	if swap == nil {
+		command = &commandv1.Command{Operation: &commandv1.Command_Txn{Txn: txnCommand(r)}}
+	}
+	result, err := s.write(ctx, command)
 	if err != nil {
 		return nil, err
+	}
+	if swap != nil && result.Txn.Succeeded && len(result.Txn.Operations) == 1 {
+		facts := s.region.FactsAt(result.Index, result.Revision)
+		s.send(ctx, facts)
+		return newSwapAnswer(facts, result.Txn.Operations[0].Put.Previous, result.Revision), nil
 	}
 	response := txnAnswer(r, result.Txn, result.Revision)
 	response.Header = s.tell(ctx, s.region.FactsAt(result.Index, result.Revision))

@@ -55,16 +55,63 @@ type putProposal struct {
 }
 
 func putCommand(r *pb.PutRequest) *putProposal {
-	p := &putProposal{put: commandv1.Put{
-		Key:         r.GetKey(),
-		Value:       r.GetValue(),
-		Lease:       r.GetLease(),
-		IgnoreValue: r.GetIgnoreValue(),
-		IgnoreLease: r.GetIgnoreLease(),
-		Previous:    r.GetPrevKv(),
-	}}
+	p := &putProposal{}
+	setPut(&p.put, r)
 	p.operation.Put, p.command.Operation = &p.put, &p.operation
 	return p
+}
+
+// setPut fills in a new command.
+func setPut(p *commandv1.Put, r *pb.PutRequest) {
+	p.Key, p.Value, p.Lease = r.GetKey(), r.GetValue(), r.GetLease()
+	p.IgnoreValue, p.IgnoreLease, p.Previous = r.GetIgnoreValue(), r.GetIgnoreLease(), r.GetPrevKv()
+}
+
+// swapProposal is the command of the transaction that there are most of, as one object: a comparison of one key's version or
+// revision with a number, and a put for when it holds.
+type swapProposal struct {
+	command   commandv1.Command
+	operation commandv1.Command_Txn
+	txn       commandv1.Txn
+	compares  [1]*commandv1.Compare
+	compare   commandv1.Compare
+	version   commandv1.Compare_Version
+	created   commandv1.Compare_CreateRevision
+	modified  commandv1.Compare_ModRevision
+	success   [1]*commandv1.TxnOperation
+	write     commandv1.TxnOperation
+	writePut  commandv1.TxnOperation_Put
+	put       commandv1.Put
+}
+
+// swapCommand returns nil for every other transaction.
+func swapCommand(r *pb.TxnRequest) *commandv1.Command {
+	if len(r.GetCompare()) != 1 || len(r.GetSuccess()) != 1 || len(r.GetFailure()) > 0 {
+		return nil
+	}
+	put := r.Success[0].GetRequestPut()
+	if put == nil {
+		return nil
+	}
+	p := &swapProposal{}
+	c := r.Compare[0]
+	switch c.GetTarget() {
+	case pb.Compare_VERSION:
+		p.version.Version, p.compare.Target = c.GetVersion(), &p.version
+	case pb.Compare_CREATE:
+		p.created.CreateRevision, p.compare.Target = c.GetCreateRevision(), &p.created
+	case pb.Compare_MOD:
+		p.modified.ModRevision, p.compare.Target = c.GetModRevision(), &p.modified
+	default:
+		return nil
+	}
+	p.compare.Result, p.compare.Key, p.compare.RangeEnd = compareResults[c.GetResult()], c.GetKey(), c.GetRangeEnd()
+	setPut(&p.put, put)
+	p.writePut.Put, p.write.Operation = &p.put, &p.writePut
+	p.compares[0], p.success[0] = &p.compare, &p.write
+	p.txn.Compares, p.txn.Success = p.compares[:], p.success[:]
+	p.operation.Txn, p.command.Operation = &p.txn, &p.operation
+	return &p.command
 }
 
 func deleteCommand(r *pb.DeleteRangeRequest) *commandv1.DeleteRange {
