@@ -83,13 +83,25 @@ func Gatherable(r *commandv1.Range) bool {
 
 // GatherRange is EvaluateRange for a range that is Gatherable: it visits the encodings of the key-values that answer it, and
 // returns the rest of the answer. The encodings are as Version.Encoded, whatever KeysOnly says. visit ends the range early by
-// returning false; count and more mean nothing then.
-func GatherRange(sn *keyspace.Snapshot, r *commandv1.Range, visit func(encoded []byte) bool) (count int64, more bool, err error) {
+// returning false; count and more mean nothing then. tag and packed are as those of Snapshot.RangeEncoded.
+func GatherRange(sn *keyspace.Snapshot, r *commandv1.Range, visit func(encoded []byte) bool, tag byte,
+	packed func(elements []byte, count int) bool,
+) (count int64, more bool, err error) {
 	revision, err := readRevision(sn, r.Revision)
 	if err != nil {
 		return 0, false, err
 	}
 	end := rangeEnd(r.RangeEnd)
+	within := packed
+	if packed != nil {
+		within = func(elements []byte, n int) bool {
+			if r.Limit > 0 && count+int64(n) > r.Limit || !packed(elements, n) {
+				return false
+			}
+			count += int64(n)
+			return true
+		}
+	}
 	var rest []byte // the first key beyond the limit
 	err = sn.RangeEncoded(r.Key, end, revision, func(key, encoded []byte) bool {
 		if r.Limit > 0 && count == r.Limit {
@@ -98,7 +110,7 @@ func GatherRange(sn *keyspace.Snapshot, r *commandv1.Range, visit func(encoded [
 		}
 		count++
 		return visit(encoded)
-	})
+	}, tag, within)
 	if err != nil || rest == nil {
 		return count, false, err
 	}

@@ -122,7 +122,7 @@ func TestHandlerAllocations(t *testing.T) {
 		most   float64
 	}{
 		{"get", func() (any, error) { return server.rangeAnswer(ctx, ranged) }, 5},
-		{"range of 1,000", func() (any, error) { return server.rangeAnswer(ctx, thousand) }, 7},
+		{"range of 1,000", func() (any, error) { return server.rangeAnswer(ctx, thousand) }, 11},
 		{"put", func() (any, error) { return server.Put(ctx, put) }, 4},
 		{"CAS", func() (any, error) { return server.Txn(ctx, swap) }, 4},
 	} {

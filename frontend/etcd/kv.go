@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
@@ -95,12 +96,22 @@ func (s *kvServer) get(ctx context.Context, view serving.View, r *pb.RangeReques
 func (s *kvServer) gatherRange(ctx context.Context, view serving.View, command *commandv1.Range) (any, error) {
 	answer, facts := new(wire.Gathered), view.Facts()
 	answer.AppendElement(rangeHeaderField, encodedHeader(&facts))
+	packed := func(elements []byte, _ int) bool {
+		if ctx.Err() != nil {
+			return false
+		}
+		answer.AppendShared(elements)
+		return true
+	}
+	if command.KeysOnly {
+		packed = nil
+	}
 	visited := 0
 	count, more, err := statemachine.GatherRange(view.Snapshot, command, func(encoded []byte) bool {
 		answer.AppendElement(rangeKeyValuesField, wire.KeyValue(encoded, command.KeysOnly))
 		visited++
 		return visited%rangeCheckInterval != 0 || ctx.Err() == nil
-	})
+	}, byte(protowire.EncodeTag(rangeKeyValuesField, protowire.BytesType)), packed)
 	if err == nil {
 		err = ctx.Err()
 	}

@@ -252,6 +252,28 @@ func BenchmarkRead(b *testing.B) {
 				buffer = append(buffer, encoded...)
 				left--
 				return left > 0
+			}, 0, nil)
+		}
+	})
+	// The same ranges of a twentieth of the keys again and again, from what is packed.
+	b.Run("range-1000-packed", func(b *testing.B) {
+		buffer := make([]byte, 0, 64<<10)
+		defer measureCPU(b)()
+		var start, end []byte
+		for n := range b.N {
+			start, end = benchName(start, n%50), benchName(end, n%50+1000*100)
+			_ = sn.RangeEncoded(start, end, 0, func(_, encoded []byte) bool {
+				if len(buffer)+len(encoded) > cap(buffer) {
+					buffer = buffer[:0]
+				}
+				buffer = append(buffer, encoded...)
+				return true
+			}, 0x12, func(elements []byte, _ int) bool {
+				if len(buffer)+len(elements) > cap(buffer) {
+					buffer = buffer[:0]
+				}
+				buffer = append(buffer, elements...)
+				return true
 			})
 		}
 	})

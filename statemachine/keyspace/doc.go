@@ -34,4 +34,7 @@
 // object per slab and a few per leaf instead of several per key. All links that the writer changes under readers are
 // single atomic words. Superseded versions, keys and slabs are reused or dropped only after a grace period (see epochs).
 // A slab that is mostly dead is emptied by copying what lives.
+//
+// Leaves that ranges find unchanged are kept packed, up to 32 MiB of them: a range that is asked for again copies nothing key by
+// key (see packedLeaf).
 package keyspace

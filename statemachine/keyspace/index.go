@@ -59,6 +59,9 @@ type leaf struct {
 type leafRoom struct {
 	leaf // words and ids are as long as there is room
 	keys atomic.Uint32
+
+	packed atomic.Pointer[packedLeaf] // nil: none
+	seen   atomic.Uint64              // changes when a range was here last
 }
 
 func (c *cell) leaf() leaf { return c.room.Load().filled() }
@@ -80,35 +83,35 @@ func (r *leafRoom) add(key []byte, id uint32) {
 // A room and its arrays are one heap object, as large as the keys ask for. The numbers of keys are those that fill Go's size
 // classes.
 type (
-	leafBlock16 struct {
+	leafBlock15 struct {
 		leafRoom
-		wordArray [16]uint64
-		idArray   [16]uint32
+		wordArray [15]uint64
+		idArray   [15]uint32
 	}
-	leafBlock32 struct {
+	leafBlock31 struct {
 		leafRoom
-		wordArray [32]uint64
-		idArray   [32]uint32
+		wordArray [31]uint64
+		idArray   [31]uint32
 	}
-	leafBlock40 struct {
+	leafBlock39 struct {
 		leafRoom
-		wordArray [40]uint64
-		idArray   [40]uint32
+		wordArray [39]uint64
+		idArray   [39]uint32
 	}
-	leafBlock46 struct {
+	leafBlock44 struct {
 		leafRoom
-		wordArray [46]uint64
-		idArray   [46]uint32
+		wordArray [44]uint64
+		idArray   [44]uint32
 	}
-	leafBlock51 struct {
+	leafBlock50 struct {
 		leafRoom
-		wordArray [51]uint64
-		idArray   [51]uint32
+		wordArray [50]uint64
+		idArray   [50]uint32
 	}
-	leafBlock56 struct {
+	leafBlock55 struct {
 		leafRoom
-		wordArray [56]uint64
-		idArray   [56]uint32
+		wordArray [55]uint64
+		idArray   [55]uint32
 	}
 	leafBlock64 struct {
 		leafRoom
@@ -121,23 +124,23 @@ type (
 func allocateLeaf(n int, next *cell) *leafRoom {
 	var r *leafRoom
 	switch {
-	case n <= 16:
-		b := new(leafBlock16)
+	case n <= 15:
+		b := new(leafBlock15)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
-	case n <= 32:
-		b := new(leafBlock32)
+	case n <= 31:
+		b := new(leafBlock31)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
-	case n <= 40:
-		b := new(leafBlock40)
+	case n <= 39:
+		b := new(leafBlock39)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
-	case n <= 46:
-		b := new(leafBlock46)
+	case n <= 44:
+		b := new(leafBlock44)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
-	case n <= 51:
-		b := new(leafBlock51)
+	case n <= 50:
+		b := new(leafBlock50)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
-	case n <= 56:
-		b := new(leafBlock56)
+	case n <= 55:
+		b := new(leafBlock55)
 		r, b.words, b.ids = &b.leafRoom, b.wordArray[:], b.idArray[:]
 	default:
 		b := new(leafBlock64)
@@ -201,7 +204,8 @@ type place struct {
 	root        *root
 	group, cell int // positions in root and group; of the cell as found there, before any move to the right
 	owner       *cell
-	leaf        leaf
+	room        *leafRoom
+	leaf        leaf // what the room held
 	position    int
 	found       bool
 }
@@ -215,7 +219,8 @@ func (x *index) locate(key []byte) (p place) {
 	p.cell = g.child(key)
 	p.owner = g.cells[p.cell]
 	for {
-		p.leaf = p.owner.leaf()
+		p.room = p.owner.room.Load()
+		p.leaf = p.room.filled()
 		p.position, p.found = x.seek(p.leaf, key)
 		// Only a key beyond the leaf's last can belong to a cell that was split off.
 		if p.position < len(p.leaf.ids) || p.leaf.next == nil || bytes.Compare(p.leaf.next.low, key) > 0 {
@@ -237,18 +242,24 @@ func (x *index) find(key []byte) (id uint32, found bool) {
 // returns false. end nil: no bound. A visited id may belong to a key that the reader cannot see. The runs are
 // parts of leaves: read-only.
 func (x *index) ascend(start, end []byte, visit func(run []uint32) bool) {
+	x.ascendLeaves(start, end, func(_ *leafRoom, _ *leaf, run []uint32) bool { return visit(run) })
+}
+
+// ascendLeaves is ascend, and tells the leaf of each run and its room.
+func (x *index) ascendLeaves(start, end []byte, visit func(room *leafRoom, lf *leaf, run []uint32) bool) {
 	p := x.locate(start)
-	lf, position := p.leaf, p.position
+	room, lf, position := p.room, p.leaf, p.position
 	for {
 		stop, last := len(lf.ids), lf.next == nil
 		if end != nil && (last || bytes.Compare(lf.next.low, end) >= 0) {
 			stop, _ = x.seek(lf, end)
 			last = true
 		}
-		if position < stop && !visit(lf.ids[position:stop]) || last {
+		if position < stop && !visit(room, &lf, lf.ids[position:stop]) || last {
 			return
 		}
-		lf, position = lf.next.leaf(), 0
+		room = lf.next.room.Load()
+		lf, position = room.filled(), 0
 	}
 }
 
@@ -288,7 +299,8 @@ func (x *index) before(end []byte) (p place) {
 	}
 	p.owner = g.cells[p.cell]
 	for {
-		p.leaf = p.owner.leaf()
+		p.room = p.owner.room.Load()
+		p.leaf = p.room.filled()
 		if p.leaf.next == nil || end != nil && bytes.Compare(p.leaf.next.low, end) >= 0 {
 			break
 		}

@@ -18,9 +18,8 @@ func (x *index) insert(p place, key []byte, id uint32) {
 	}
 	x.lastID = id
 	if n := len(old.ids); n < leafKeys {
-		room := p.owner.room.Load()
-		if p.position == n && 0 < n && n < len(room.ids) && bytes.HasPrefix(key, old.common) {
-			room.add(key, id)
+		if p.position == n && 0 < n && n < len(p.room.ids) && bytes.HasPrefix(key, old.common) {
+			p.room.add(key, id)
 			return
 		}
 		p.owner.room.Store(x.withKey(old, p.position, key, id))

@@ -3,13 +3,15 @@ package keyspace
 import (
 	"bytes"
 	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // CheckInvariants checks everything that must hold between the parts of the Space, in time and memory
 // proportional to all that it holds. Writer only; for the end of tests.
 func (s *Space) CheckInvariants() error {
 	c := &checker{s: s, seen: map[uint32]bool{}, liveBytes: map[uint32]int{}}
-	for _, check := range []func() error{c.index, c.lookup, c.retired, c.history, c.slots, c.slabs} {
+	for _, check := range []func() error{c.index, c.lookup, c.retired, c.history, c.slots, c.slabs, c.packs} {
 		if err := check(); err != nil {
 			return fmt.Errorf("keyspace: invariant: %w", err)
 		}
@@ -84,6 +86,51 @@ func (c *checker) index() error {
 	}
 	if next != nil {
 		return fmt.Errorf("cells beyond the last group")
+	}
+	return nil
+}
+
+// packs checks that they are counted as they should be, and that those of the present leaves are what their leaves hold, unless a key
+// has changed since.
+func (c *checker) packs() error {
+	k := &c.s.packs
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	bytes := 0
+	for i, p := range k.leaves {
+		if p.at != i || p.room.packed.Load() != p {
+			return fmt.Errorf("packed leaf %d stands at %d, or is not its room's", i, p.at)
+		}
+		bytes += len(p.bytes)
+	}
+	if bytes != k.bytes || bytes > k.limit {
+		return fmt.Errorf("packed leaves of %d bytes, counted %d, at most %d", bytes, k.bytes, k.limit)
+	}
+	for _, g := range c.s.index.root.Load().groups {
+		for _, cl := range g.cells {
+			if err := c.packed(cl.room.Load()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) packed(room *leafRoom) error {
+	p, lf := room.packed.Load(), room.filled()
+	if p == nil {
+		return nil
+	}
+	changes := uint64(1)
+	var want []byte
+	for _, id := range lf.ids {
+		changes += c.s.heads.changes(id).Load()
+		if ref := recordRef(c.s.slots.at(c.s.heads.at(id).Load()).ref.Load()); !ref.tombstone() {
+			want = protowire.AppendBytes(append(want, p.tag), c.s.slabs.record(ref).encoded())
+		}
+	}
+	if changes == p.changes && !bytes.Equal(p.bytes, want) {
+		return fmt.Errorf("a leaf of %d keys is packed as %d bytes, should be %d or has others", len(lf.ids), len(p.bytes), len(want))
 	}
 	return nil
 }

@@ -24,6 +24,8 @@ type prevRun [slotChunk]atomic.Uint32
 const (
 	slotChunk = 1 << 10
 	headChunk = 1 << 12
+	// changeGroup keys have a count of changes together. They have mostly come together, and stand in the same leaf.
+	changeGroup = 16
 )
 
 // slots is a growing array of slots; numbers begin at 1 and are used again. Grown and shrunk by the writer only.
@@ -124,17 +126,37 @@ func (s *slots) release(number uint32) {
 
 // heads is a growing array, by key id, of the slot of the key's newest version. Ids begin at 1 and are used again.
 type heads struct {
-	chunks atomic.Pointer[[]*[headChunk]atomic.Uint32]
+	chunks atomic.Pointer[[]*headRun]
 	next   uint32
 	free   []uint32
 }
 
+// headRun is heads side by side, and how often those of changeGroup neighbours together were stored.
+type headRun struct {
+	slots   [headChunk]atomic.Uint32
+	changes [headChunk / changeGroup]atomic.Uint64
+}
+
 func (h *heads) init() {
-	h.chunks.Store(&[]*[headChunk]atomic.Uint32{})
+	h.chunks.Store(&[]*headRun{})
 	h.next = 1
 }
 
-func (h *heads) at(id uint32) *atomic.Uint32 { return &(*h.chunks.Load())[id/headChunk][id%headChunk] }
+func (h *heads) at(id uint32) *atomic.Uint32 {
+	return &(*h.chunks.Load())[id/headChunk].slots[id%headChunk]
+}
+
+// changes of the key and some others.
+func (h *heads) changes(id uint32) *atomic.Uint64 {
+	return &(*h.chunks.Load())[id/headChunk].changes[id%headChunk/changeGroup]
+}
+
+// store makes the slot the key's newest and counts that.
+func (h *heads) store(id, slot uint32) {
+	run := (*h.chunks.Load())[id/headChunk]
+	run.slots[id%headChunk].Store(slot)
+	run.changes[id%headChunk/changeGroup].Add(1) // after what it counts
+}
 
 func (h *heads) allocate() uint32 {
 	if n := len(h.free); n > 0 {
@@ -148,7 +170,7 @@ func (h *heads) allocate() uint32 {
 	}
 	h.next++
 	if chunks := *h.chunks.Load(); id/headChunk >= uint32(len(chunks)) {
-		grown := append(chunks[:len(chunks):len(chunks)], new([headChunk]atomic.Uint32))
+		grown := append(chunks[:len(chunks):len(chunks)], new(headRun))
 		h.chunks.Store(&grown)
 	}
 	return id
@@ -160,7 +182,7 @@ func (h *heads) reserve(n int) uint32 {
 	h.next += uint32(n) // there are no more keys than versions
 	chunks := slices.Clip(*h.chunks.Load())
 	for uint32(len(chunks)) <= (h.next-1)/headChunk {
-		chunks = append(chunks, new([headChunk]atomic.Uint32))
+		chunks = append(chunks, new(headRun))
 	}
 	h.chunks.Store(&chunks)
 	return first

@@ -99,25 +99,37 @@ func (sn *Snapshot) rangeRecords(start, end []byte, revision int64, copies bool,
 		return err
 	}
 	w := walker{sn: sn, revision: revision, batch: firstBatch, copies: copies}
-	sn.space.index.ascend(start, end, func(run []uint32) bool {
-		for len(run) > 0 {
-			n := min(w.batch, len(run))
-			for _, r := range w.resolve(run[:n]) {
-				if !visit(r) {
-					return false
-				}
-			}
-			run = run[n:]
-		}
-		return true
-	})
+	sn.space.index.ascend(start, end, func(run []uint32) bool { return w.visit(run, visit) })
 	return nil
 }
 
 // RangeEncoded is Range for those who copy the key-values as they are encoded: visit is given the key and
 // Version.Encoded, and nothing is decoded.
-func (sn *Snapshot) RangeEncoded(start, end []byte, revision int64, visit func(key, encoded []byte) bool) error {
-	return sn.rangeRecords(start, end, revision, true, func(r record) bool { return visit(r.key(), r.encoded()) })
+//
+// packed, unless it is nil, is given the key-values of some runs of keys in place of visit, where they are at hand as elements of
+// a repeated field: the tag, which is one byte, the length and Version.Encoded of each. They are as the slices of a Version. If it
+// returns false, visit is given them after all.
+func (sn *Snapshot) RangeEncoded(start, end []byte, revision int64, visit func(key, encoded []byte) bool,
+	tag byte, packed func(elements []byte, count int) bool,
+) error {
+	each := func(r record) bool { return visit(r.key(), r.encoded()) }
+	if packed == nil {
+		return sn.rangeRecords(start, end, revision, true, each)
+	}
+	revision, err := sn.check(revision)
+	if err != nil {
+		return err
+	}
+	w := walker{sn: sn, revision: revision, batch: firstBatch, copies: true}
+	sn.space.index.ascendLeaves(start, end, func(room *leafRoom, lf *leaf, run []uint32) bool {
+		if len(run) == len(lf.ids) {
+			if p := w.packed(room, lf, tag); p != nil && packed(p.bytes, p.count) {
+				return true
+			}
+		}
+		return w.visit(run, each)
+	})
+	return nil
 }
 
 // RangeDescending is Range in descending order.
@@ -179,6 +191,20 @@ const (
 	touchedBytes   = 512
 	cacheLineBytes = 64
 )
+
+// visit the records of those keys that exist at the revision.
+func (w *walker) visit(run []uint32, visit func(record) bool) bool {
+	for len(run) > 0 {
+		n := min(w.batch, len(run))
+		for _, r := range w.resolve(run[:n]) {
+			if !visit(r) {
+				return false
+			}
+		}
+		run = run[n:]
+	}
+	return true
+}
 
 // resolve returns the records of those keys that exist at the revision. They are good until the next call.
 func (w *walker) resolve(ids []uint32) []record {

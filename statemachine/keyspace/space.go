@@ -25,6 +25,7 @@ type Space struct {
 
 	index   index
 	lookup  lookup
+	packs   packs
 	seed    maphash.Seed // of the hashes of lookup
 	heads   heads
 	slots   slots
@@ -86,6 +87,7 @@ func New(o Options) *Space {
 	s.slots.init()
 	s.heads.init()
 	s.history.init()
+	s.packs.limit = packedBytesMost
 	s.index.init(s.keyOf)
 	s.lookup.init(s.keyOf, s.hashesOf)
 	s.compaction = compaction{published: o.CompactRevision, target: o.CompactRevision, done: o.CompactRevision}
@@ -270,7 +272,7 @@ func (s *Space) link(id uint32, found bool, key []byte, slot uint32) {
 	if !found {
 		id = s.heads.allocate()
 	}
-	s.heads.at(id).Store(slot)
+	s.heads.store(id, slot)
 	if !found {
 		s.index.insert(s.index.locate(key), key, id)
 		s.lookup.insert(s.hash(key), id)
