@@ -196,13 +196,14 @@ func TestPackedLeavesAreBounded(t *testing.T) {
 		return count == leafKeys
 	}
 	seldom := map[int]bool{}
-	for n := range 5000 {
-		other := 3 + n%(leaves-3)
+	for n := range 6000 {
+		other := 9 + n%(leaves-9)
 		if read(other); read(other) {
 			seldom[other] = true
 		}
-		if often := read(n % 3); n > 10 && !often {
-			t.Fatalf("range %d: leaf %d is read often and not packed", n, n%3)
+		often := n/2000*3 + n%3 // other leaves after a while
+		if packed := read(often); n%2000 > 1000 && !packed {
+			t.Fatalf("range %d: leaf %d is read often and not packed", n, often)
 		}
 	}
 	if s.packs.bytes < s.packs.limit/2 || len(seldom) < leaves/2 {
