@@ -63,8 +63,14 @@ func putCommand(r *pb.PutRequest) *putProposal {
 
 // setPut fills in a new command.
 func setPut(p *commandv1.Put, r *pb.PutRequest) {
-	p.Key, p.Value, p.Lease = r.GetKey(), r.GetValue(), r.GetLease()
-	p.IgnoreValue, p.IgnoreLease, p.Previous = r.GetIgnoreValue(), r.GetIgnoreLease(), r.GetPrevKv()
+	*p = commandv1.Put{
+		Key:         r.GetKey(),
+		Value:       r.GetValue(),
+		Lease:       r.GetLease(),
+		IgnoreValue: r.GetIgnoreValue(),
+		IgnoreLease: r.GetIgnoreLease(),
+		Previous:    r.GetPrevKv(),
+	}
 }
 
 // swapProposal is the command of the transaction that there are most of, as one object: a comparison of one key's version or

@@ -87,7 +87,7 @@ var etcdMutants = []mutant{
 		patches: []patch{{"frontend/etcd/translate.go", "\t\tResult:   compareResults[c.GetResult()],\n",
 			"\t\tResult:   mutant.Pick(\"etcd-less-for-greater\", compareResults[c.GetResult()], map[commandv1.Compare_Result]commandv1.Compare_Result{\n\t\t\tcommandv1.Compare_RESULT_EQUAL: commandv1.Compare_RESULT_EQUAL, commandv1.Compare_RESULT_NOT_EQUAL: commandv1.Compare_RESULT_NOT_EQUAL,\n\t\t\tcommandv1.Compare_RESULT_GREATER: commandv1.Compare_RESULT_LESS, commandv1.Compare_RESULT_LESS: commandv1.Compare_RESULT_GREATER,\n\t\t}[compareResults[c.GetResult()]]),\n"}}},
 	{name: "etcd-create-for-mod", rule: "a comparison of the mod revision looks at the create revision", unseen: noService, tests: []unit{{etcd, "TestComparesKeepTheirMeaning"}},
-		patches: []patch{{"frontend/etcd/translate.go", "\tcase pb.Compare_MOD:\n", "\tcase pb.Compare_MOD:\n\t\tif mutant.On(\"etcd-create-for-mod\") {\n\t\t\tcommand.Target = &commandv1.Compare_CreateRevision{CreateRevision: c.GetModRevision()}\n\t\t\tbreak\n\t\t}\n"}}},
+		patches: []patch{{"frontend/etcd/translate.go", "\tcase pb.Compare_MOD:\n\t\tcommand.Target", "\tcase pb.Compare_MOD:\n\t\tif mutant.On(\"etcd-create-for-mod\") {\n\t\t\tcommand.Target = &commandv1.Compare_CreateRevision{CreateRevision: c.GetModRevision()}\n\t\t\tbreak\n\t\t}\n\t\tcommand.Target"}}},
 	{name: "etcd-descends", rule: "a range in descending order ascends", unseen: noService, tests: []unit{{etcd, "TestWhichRangesAskTheLog"}, {serves, "TestEtcdClientReadsAndWrites"}},
 		patches: []patch{{"frontend/etcd/translate.go", "\t\tSortOrder:         sortOrders[r.GetSortOrder()],\n",
 			"\t\tSortOrder:         mutant.Pick(\"etcd-descends\", sortOrders[r.GetSortOrder()], commandv1.Range_SORT_ORDER_UNSPECIFIED),\n"}}},
