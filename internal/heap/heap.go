@@ -77,7 +77,7 @@ const (
 	restBytes    = 2 << 20
 	// Less is not worth a collection: neither less than leastReturnedBytes, nor than this share of what is alive, which the
 	// collection has to look at.
-	leastReturnedBytes = 8 << 20
+	leastReturnedBytes = 1 << 20
 	leastReturnedShare = 16
 )
 

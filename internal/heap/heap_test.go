@@ -51,10 +51,10 @@ func TestRestful(t *testing.T) {
 		now  usage
 		want bool
 	}{
-		{"garbage", usage{allocated: 1000 * mega, live: 10 * mega, objects: 18 * mega}, true},
-		{"free", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10 * mega, free: 8 * mega}, true},
-		{"both", usage{allocated: 1002 * mega, live: 10 * mega, objects: 14 * mega, free: 4 * mega}, true},
-		{"too little", usage{allocated: 1000 * mega, live: 10 * mega, objects: 14 * mega, free: 3 * mega}, false},
+		{"garbage", usage{allocated: 1000 * mega, live: 10 * mega, objects: 11 * mega}, true},
+		{"free", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10 * mega, free: mega}, true},
+		{"both", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega / 2}, true},
+		{"too little", usage{allocated: 1000 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega/2 - 1}, false},
 		{"too little of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 424 * mega}, false},
 		{"enough of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 425 * mega}, true},
 		{"freed since the collection", usage{allocated: 1000 * mega, live: 400 * mega, objects: 10 * mega}, false},
@@ -75,14 +75,14 @@ func TestMemoryIsGivenBack(t *testing.T) {
 	if restful(before, before) {
 		t.Errorf("memory to be given back after all was: %+v", before)
 	}
-	garbage = make([]byte, 2*leastReturnedBytes)
+	garbage = make([]byte, 16*leastReturnedBytes)
 	if held := read(); restful(before, held) {
 		t.Errorf("%d bytes were allocated a moment ago: %+v", len(garbage), held)
 	}
 	garbage = nil
 	left := read()
 	if restful(before, left) || !restful(left, left) {
-		t.Errorf("after garbage of %d bytes: %+v, before it %+v", 2*leastReturnedBytes, left, before)
+		t.Errorf("after garbage of %d bytes: %+v, before it %+v", 16*leastReturnedBytes, left, before)
 	}
 	debug.FreeOSMemory()
 	if after := read(); restful(after, after) {

@@ -100,7 +100,7 @@ func (p *process) usage() (u usage, err error) {
 // takes a while.
 const (
 	restfulShare = 0.1 // of one processor, all of a system's processes together
-	memorySettle = 8 * time.Second
+	memorySettle = 6 * time.Second
 	settleMost   = 2 * time.Minute
 )
 
