@@ -12,7 +12,7 @@ func TestPercent(t *testing.T) {
 	for _, c := range []struct {
 		liveMegabytes uint64
 		want          int
-	}{{0, 400}, {1, 400}, {16, 400}, {32, 200}, {64, 100}, {128, 50}, {256, 25}, {512, 12}, {4096, 12}} {
+	}{{0, 100}, {1, 100}, {32, 100}, {64, 100}, {128, 50}, {256, 25}, {512, 12}, {4096, 12}} {
 		if got := Percent(c.liveMegabytes << 20); got != c.want {
 			t.Errorf("%d MB alive: %d %%, want %d", c.liveMegabytes, got, c.want)
 		}
