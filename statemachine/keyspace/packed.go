@@ -141,6 +141,16 @@ func (k *packs) add(p *packedLeaf) {
 	p.room.packed.Store(p)
 }
 
+// clear leaves all leaves to be packed anew.
+func (k *packs) clear() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range k.leaves {
+		p.room.packed.Store(nil)
+	}
+	k.leaves, k.bytes, k.hand = nil, 0, 0
+}
+
 func (k *packs) drop(p *packedLeaf) {
 	last := k.leaves[len(k.leaves)-1]
 	k.leaves[p.at], last.at = last, p.at

@@ -147,6 +147,27 @@ func TestPackedLeavesAreOfTheirRevision(t *testing.T) {
 	}
 }
 
+// What rots in a packed leaf is gone after a pass of the verifier, which looks at the records themselves.
+func TestPackedLeavesEndWithThePass(t *testing.T) {
+	s, _ := packedSpace(t, 20*leafKeys)
+	sn := s.Acquire()
+	defer sn.Release()
+	rotten := s.packs.leaves[3].bytes
+	rotten[len(rotten)/2] ^= 1
+	want := wantElements(t, sn, nil, nil, 0)
+	if elements, _ := elementsOf(t, sn, nil, nil, 0); bytes.Equal(elements, want) {
+		t.Fatal("the rotten leaf was not read")
+	}
+	if done, err := s.NewVerifier().Verify(1 << 30); !done || err != nil {
+		t.Fatalf("%t, %v", done, err)
+	}
+	for n := range 3 {
+		if elements, _ := elementsOf(t, sn, nil, nil, 0); !bytes.Equal(elements, want) {
+			t.Errorf("range %d after the pass: still rotten", n)
+		}
+	}
+}
+
 // TestEachChangeIsCounted changes one key after the other between ranges of its neighbours.
 func TestEachChangeIsCounted(t *testing.T) {
 	const keys = 5 * leafKeys
