@@ -45,6 +45,7 @@ import (
 	commandv1 "github.com/logmirror/logmirror/api/proto/logmirror/command/v1"
 	"github.com/logmirror/logmirror/frontend/serving"
 	"github.com/logmirror/logmirror/frontend/wire"
+	"github.com/logmirror/logmirror/internal/boottime"
 	"github.com/logmirror/logmirror/internal/observe/calls"
 	"github.com/logmirror/logmirror/internal/observe/tracing"
 	"github.com/logmirror/logmirror/mirror"
@@ -161,7 +162,7 @@ func start(config Config) (*Server, error) {
 		config.MaxConcurrentStreams = defaultMaxConcurrentStreams
 	}
 	if config.Clock == nil {
-		config.Clock = boottime
+		config.Clock = boottime.Now
 	}
 	if config.PeerCredentials == nil {
 		config.PeerCredentials = config.LogCredentials

@@ -7,8 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sys/unix"
 
+	"github.com/logmirror/logmirror/internal/boottime"
 	"github.com/logmirror/logmirror/logclient"
 	"github.com/logmirror/logmirror/statemachine"
 	"github.com/logmirror/logmirror/statemachine/image"
@@ -105,7 +105,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("mirror: no name is configured")
 	}
 	if c.Clock == nil {
-		c.Clock = boottime
+		c.Clock = boottime.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -141,15 +141,4 @@ func setDefault[T comparable](value *T, standard T) {
 	if *value == zero {
 		*value = standard
 	}
-}
-
-// boottime reads the clock that goes on while the machine sleeps: a frozen frontend must not wake up believing that
-// its session is young.
-func boottime() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(clockWithSleep, &now); err != nil {
-		// Without it there is no telling how long this process slept; the kernel has had it since 2.6.39.
-		panic("mirror: CLOCK_BOOTTIME: " + err.Error())
-	}
-	return time.Duration(now.Nano())
 }

@@ -1,4 +1,4 @@
-package frontend
+package boottime
 
 import "golang.org/x/sys/unix"
 

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package frontend
+package boottime
 
 import "golang.org/x/sys/unix"
 

@@ -1,6 +1,0 @@
-package mirror
-
-import "golang.org/x/sys/unix"
-
-// clockWithSleep goes on while the machine sleeps, and is never set.
-const clockWithSleep = unix.CLOCK_BOOTTIME

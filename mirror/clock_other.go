@@ -1,8 +1,0 @@
-//go:build !linux
-
-package mirror
-
-import "golang.org/x/sys/unix"
-
-// clockWithSleep goes on while the machine sleeps, and is never set: on darwin that is its monotonic clock.
-const clockWithSleep = unix.CLOCK_MONOTONIC
