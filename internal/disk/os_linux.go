@@ -9,23 +9,29 @@ import (
 
 // onDescriptor calls a function with the file's descriptor, again when a signal interrupted it.
 func onDescriptor(file *os.File, call func(descriptor int) error) error {
+	for {
+		if err := onceOnDescriptor(file, call); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func onceOnDescriptor(file *os.File, call func(descriptor int) error) error {
 	connection, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var result error
-	err = connection.Control(func(descriptor uintptr) {
-		for {
-			if result = call(int(descriptor)); !errors.Is(result, unix.EINTR) {
-				return
-			}
-		}
-	})
+	err = connection.Control(func(descriptor uintptr) { result = call(int(descriptor)) })
 	return errors.Join(err, result)
 }
 
 func datasync(file *os.File) error {
-	if err := onDescriptor(file, unix.Fdatasync); err != nil {
+	err := onceOnDescriptor(file, syncAside)
+	if errors.Is(err, errNotAside) {
+		err = onDescriptor(file, unix.Fdatasync)
+	}
+	if err != nil {
 		return &os.PathError{Op: "fdatasync", Path: file.Name(), Err: err}
 	}
 	return nil
