@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -127,6 +128,9 @@ func run(ctx context.Context, o options) error {
 	defer traces.Stop()
 	config.Tracer = traces.Tracer()
 	heap.Pace()
+	if o.pprofListen == "" {
+		runtime.MemProfileRate = 0 // nobody can ask what is in memory: Go need not sample it
+	}
 	registry := observe.NewRegistry()
 	if err := traces.Register(registry); err != nil {
 		return err

@@ -77,7 +77,7 @@ const (
 	// Less is not worth a collection: neither less than leastReturnedBytes, nor than this share of what is alive, which the
 	// collection has to look at.
 	leastReturnedBytes = 1 << 20
-	leastReturnedShare = 16
+	leastReturnedShare = 64
 )
 
 // usage is what decides whether memory is given back, in bytes.

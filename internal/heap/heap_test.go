@@ -55,8 +55,8 @@ func TestRestful(t *testing.T) {
 		{"free", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10 * mega, free: mega}, true},
 		{"both", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega / 2}, true},
 		{"too little", usage{allocated: 1000 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega/2 - 1}, false},
-		{"too little of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 424 * mega}, false},
-		{"enough of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 425 * mega}, true},
+		{"too little of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 406 * mega}, false},
+		{"enough of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 407 * mega}, true},
 		{"freed since the collection", usage{allocated: 1000 * mega, live: 400 * mega, objects: 10 * mega}, false},
 		{"at work", usage{allocated: 1003 * mega, live: 10 * mega, objects: 60 * mega, free: 60 * mega}, false},
 	} {

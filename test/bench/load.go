@@ -15,6 +15,7 @@ import (
 const (
 	valueBytes       = 256
 	operationTimeout = 10 * time.Second
+	boundRenewal     = time.Second
 	rangeKeys        = 1000
 	preloadBatch     = 100 // puts in one transaction; etcd takes 128
 )
@@ -292,18 +293,24 @@ func closedLoop(ctx context.Context, operation func(context.Context) error, end 
 	const mostFailures = 5
 	var latencies []time.Duration
 	var failed failure
-	for began := time.Now(); began.Before(end) && failed.count < mostFailures; began = time.Now() {
+	for began := time.Now(); began.Before(end) && failed.count < mostFailures; {
+		// Operations share a timeout for a while: one for each is a tenth of what the load itself does.
 		bounded, cancel := context.WithTimeout(ctx, operationTimeout)
-		err := operation(bounded)
+		renewal := began.Add(boundRenewal)
+		for began.Before(end) && began.Before(renewal) && failed.count < mostFailures {
+			err := operation(bounded)
+			if now := time.Now(); err == nil {
+				latencies = append(latencies, now.Sub(began))
+				began = now
+				continue
+			}
+			if failed.count++; failed.first == nil {
+				failed.first = err
+			}
+			time.Sleep(10 * time.Millisecond)
+			began = time.Now()
+		}
 		cancel()
-		if err == nil {
-			latencies = append(latencies, time.Since(began))
-			continue
-		}
-		if failed.count++; failed.first == nil {
-			failed.first = err
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	return latencies, failed
 }

@@ -35,7 +35,7 @@ type options struct {
 
 // loadGarbagePercent lets the load collect less often than Go does by itself. What it takes of the processors, the servers that are
 // measured do not get.
-const loadGarbagePercent = 400
+const loadGarbagePercent = 800
 
 func main() {
 	runtime.LockOSThread() // the servers die with this thread: see startProcess
