@@ -17,12 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"github.com/logmirror/logmirror/internal/disk"
 	"github.com/logmirror/logmirror/internal/flagfile"
 	"github.com/logmirror/logmirror/internal/heap"
 	"github.com/logmirror/logmirror/internal/observe"
 	"github.com/logmirror/logmirror/internal/observe/tracing/export"
-	"github.com/logmirror/logmirror/internal/processors"
 	"github.com/logmirror/logmirror/internal/timerslack"
 	"github.com/logmirror/logmirror/internal/tlsfiles"
 	"github.com/logmirror/logmirror/internal/version"
@@ -176,9 +174,6 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer server.Stop()
-	if disk.SyncsAside(o.dataDir) { // else a sync would hold the one processor that half of two are
-		processors.UseHalf()
-	}
 	if o.metricsListen != "" {
 		metrics, err := observe.Start(o.metricsListen, observe.Security{Files: o.tls, Insecure: o.insecure}, registry, health(server), logger)
 		if err != nil {

@@ -9,29 +9,23 @@ import (
 
 // onDescriptor calls a function with the file's descriptor, again when a signal interrupted it.
 func onDescriptor(file *os.File, call func(descriptor int) error) error {
-	for {
-		if err := onceOnDescriptor(file, call); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-func onceOnDescriptor(file *os.File, call func(descriptor int) error) error {
 	connection, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var result error
-	err = connection.Control(func(descriptor uintptr) { result = call(int(descriptor)) })
+	err = connection.Control(func(descriptor uintptr) {
+		for {
+			if result = call(int(descriptor)); !errors.Is(result, unix.EINTR) {
+				return
+			}
+		}
+	})
 	return errors.Join(err, result)
 }
 
 func datasync(file *os.File) error {
-	err := onceOnDescriptor(file, syncAside)
-	if errors.Is(err, errNotAside) {
-		err = onDescriptor(file, unix.Fdatasync)
-	}
-	if err != nil {
+	if err := onDescriptor(file, unix.Fdatasync); err != nil {
 		return &os.PathError{Op: "fdatasync", Path: file.Name(), Err: err}
 	}
 	return nil

@@ -11,9 +11,6 @@ import (
 // datasync syncs the metadata too where nothing smaller is portable.
 func datasync(file *os.File) error { return file.Sync() }
 
-// SyncsAside tells whether Datasync of files in a directory, which must exist, holds no thread while the device works.
-func SyncsAside(string) bool { return false }
-
 // preallocate leaves the reservation to the zeros written afterwards.
 func preallocate(*os.File, int64) error { return nil }
 

@@ -72,7 +72,6 @@ var mayImport = map[string]struct {
 	"internal/heap":            {nil, "process plumbing"},
 	"internal/timerslack":      {nil, "process plumbing"},
 	"internal/boottime":        {nil, "process plumbing"},
-	"internal/processors":      {nil, "process plumbing"},
 	"logservice":               {[]string{"logservice", "internal"}, "a log member knows entries, never keys: it shares only api/proto and internal with the frontend side"},
 	"logservice/segment":       {[]string{"internal/disk"}, "the log on disk knows no Raft"},
 	"logservice/peer":          {[]string{"internal"}, "messages between members carry, they do not decide"},

@@ -57,50 +57,8 @@ func (s *system) usage() (total usage, err error) {
 		total.resident += one.resident
 		total.anonymous += one.anonymous
 	}
-	total.cpu += kernelWorkers.used()
 	total.machineDisk, err = machineDiskBytes()
 	return total, err
-}
-
-// workers are the kernel's worker threads, which do part of what servers ask for: they sync files for those that have it done aside,
-// and write back what was written. Whose work it is nobody knows, so the system that is driven meanwhile bears it.
-type workers struct {
-	last  map[string]time.Duration
-	total time.Duration
-}
-
-var kernelWorkers = &workers{last: map[string]time.Duration{}}
-
-// used returns what they have used since the first call. What one used after the last call before its end is not counted.
-func (w *workers) used() time.Duration {
-	first := len(w.last) == 0
-	names, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		panic(err) // the pattern is wrong
-	}
-	for _, name := range names {
-		program, err := os.ReadFile(name)
-		if err != nil || !bytes.HasPrefix(program, []byte("kworker/")) {
-			continue // another program, or ended meanwhile
-		}
-		schedule, err := os.ReadFile(filepath.Join(filepath.Dir(name), "schedstat"))
-		if err != nil {
-			continue
-		}
-		nanoseconds, _, _ := bytes.Cut(schedule, []byte(" "))
-		n, err := strconv.ParseInt(string(nanoseconds), 10, 64)
-		if err != nil {
-			continue // a kernel without these numbers
-		}
-		now := time.Duration(n)
-		if before, known := w.last[name]; known && now >= before {
-			w.total += now - before
-		} else if !first {
-			w.total += now
-		}
-		w.last[name] = now
-	}
-	return w.total
 }
 
 func (p *process) usage() (u usage, err error) {
