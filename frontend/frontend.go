@@ -161,6 +161,8 @@ func start(config Config) (*Server, error) {
 	if config.MaxConcurrentStreams == 0 {
 		config.MaxConcurrentStreams = defaultMaxConcurrentStreams
 	}
+	// Mirror and keeper are given the same clock: the keeper compares its own readings with the time until which the mirror's
+	// session is held.
 	if config.Clock == nil {
 		config.Clock = boottime.Now
 	}

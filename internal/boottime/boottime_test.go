@@ -89,6 +89,15 @@ func TestWallClockIsSet(t *testing.T) {
 	}
 }
 
+func TestWallClockIsSetBackFurtherThanTheSleep(t *testing.T) {
+	m := new(machine)
+	c := newClock(m.read, m.kernel)
+	m.slept, m.set = time.Minute, -3*time.Minute
+	if off := m.off(t, c); off > 10*time.Microsecond {
+		t.Errorf("%v behind", off)
+	}
+}
+
 // The one case that the two clocks do not show.
 func TestSleepThatTheWallClockIsSetBackBy(t *testing.T) {
 	m := new(machine)
@@ -123,10 +132,32 @@ func TestInterruptedWhileTheKernelIsAsked(t *testing.T) {
 	if off := m.off(t, c); off > 10*time.Microsecond {
 		t.Errorf("%v behind", off)
 	}
-	interruptions = 1 << 30
 	m.slept += time.Hour
+	longer := 7 * time.Millisecond
+	m.during = func() { m.awake += longer; longer = 50 * time.Millisecond }
 	if off := m.off(t, c); off > 8*time.Millisecond {
-		t.Errorf("%v behind where every answer took 7 ms", off)
+		t.Errorf("%v behind where the quickest answer took 7 ms", off)
+	}
+}
+
+// One that learns less than another already knows must not take it back.
+func TestAnotherAsksMeanwhile(t *testing.T) {
+	m := new(machine)
+	c := newClock(m.read, m.kernel)
+	var other time.Duration
+	var interrupt func()
+	interrupt = func() {
+		m.awake += 5 * time.Millisecond
+		m.during = nil
+		other = c.now()
+		m.during = interrupt
+	}
+	m.awake += 2 * checkInterval
+	m.during = interrupt
+	c.ask()
+	m.during = nil
+	if now := c.now(); now < other {
+		t.Errorf("%v after another was told %v", now, other)
 	}
 }
 
@@ -136,11 +167,12 @@ func TestAnyHistory(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		some := func() time.Duration { return time.Duration(random.Int64N(int64(300 * time.Millisecond))) }
 		m := new(machine)
+		busy := random.IntN(10) // of ten answers so many are interrupted
 		m.during = func() {
-			switch random.IntN(8) {
-			case 0:
+			if random.IntN(10) < busy {
 				m.awake += some()
-			case 1:
+			}
+			if random.IntN(8) == 0 {
 				m.slept += some()
 			}
 		}

@@ -294,7 +294,7 @@ func closedLoop(ctx context.Context, operation func(context.Context) error, end 
 	var latencies []time.Duration
 	var failed failure
 	for began := time.Now(); began.Before(end) && failed.count < mostFailures; {
-		// Operations share a timeout for a while: one for each is a tenth of what the load itself does.
+		// Operations share a timeout for a while: one for each was a twentieth of what the load itself did.
 		bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 		renewal := began.Add(boundRenewal)
 		for began.Before(end) && began.Before(renewal) && failed.count < mostFailures {
