@@ -71,9 +71,11 @@ func (p *pacer) adjust() {
 }
 
 const (
-	// restInterval is how often a process looks whether it is at rest, and restBytes what it may allocate in that time.
-	restInterval = 2 * time.Second
-	restBytes    = 2 << 20
+	// A process is at rest once it has allocated no more than restBytes in each of the last restIntervals, of restInterval each. A
+	// pause between two bursts of work is no rest: what is given back has to be had from the system again, page by page.
+	restInterval  = 2 * time.Second
+	restIntervals = 5
+	restBytes     = 2 << 20
 	// Less is not worth a collection: neither less than leastReturnedBytes, nor than this share of what is alive, which the
 	// collection has to look at.
 	leastReturnedBytes = 1 << 20
@@ -88,22 +90,32 @@ type usage struct {
 	free      uint64 // neither, and not given back
 }
 
-// restful tells whether to collect now and give back what is free.
-func restful(before, now usage) bool {
+// restDetector sees a process come to rest. It is passive.
+type restDetector struct {
+	before usage
+	// quiet counts the intervals since it allocated more than restBytes in one.
+	quiet int
+}
+
+// interval takes the usage at the end of an interval, and tells whether to collect now and give back what is free.
+func (d *restDetector) interval(now usage) bool {
+	if now.allocated-d.before.allocated > restBytes {
+		d.quiet = 0
+	} else {
+		d.quiet = min(d.quiet+1, restIntervals)
+	}
+	d.before = now
 	garbage := now.objects - min(now.live, now.objects)
-	return now.allocated-before.allocated <= restBytes &&
-		garbage+now.free >= max(leastReturnedBytes, now.live/leastReturnedShare)
+	return d.quiet == restIntervals && garbage+now.free >= max(leastReturnedBytes, now.live/leastReturnedShare)
 }
 
 func rest() {
 	read := usageReader()
-	before := read()
+	d := restDetector{before: read()}
 	for range time.Tick(restInterval) {
-		now := read()
-		if restful(before, now) {
+		if d.interval(read()) {
 			debug.FreeOSMemory()
 		}
-		before = now
 	}
 }
 

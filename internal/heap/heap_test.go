@@ -43,26 +43,47 @@ func TestPaceFollowsWhatIsAlive(t *testing.T) {
 }
 
 // A process gives back what it no longer needs once it is at rest, and not while it works.
-func TestRestful(t *testing.T) {
+func TestWhatIsGivenBack(t *testing.T) {
 	const mega = 1 << 20
-	before := usage{allocated: 1000 * mega}
 	for _, c := range []struct {
 		what string
 		now  usage
 		want bool
 	}{
-		{"garbage", usage{allocated: 1000 * mega, live: 10 * mega, objects: 11 * mega}, true},
-		{"free", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10 * mega, free: mega}, true},
-		{"both", usage{allocated: 1002 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega / 2}, true},
-		{"too little", usage{allocated: 1000 * mega, live: 10 * mega, objects: 10*mega + mega/2, free: mega/2 - 1}, false},
-		{"too little of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 406 * mega}, false},
-		{"enough of what is alive", usage{allocated: 1000 * mega, live: 400 * mega, objects: 407 * mega}, true},
-		{"freed since the collection", usage{allocated: 1000 * mega, live: 400 * mega, objects: 10 * mega}, false},
-		{"at work", usage{allocated: 1003 * mega, live: 10 * mega, objects: 60 * mega, free: 60 * mega}, false},
+		{"garbage", usage{live: 10 * mega, objects: 11 * mega}, true},
+		{"free", usage{live: 10 * mega, objects: 10 * mega, free: mega}, true},
+		{"both", usage{live: 10 * mega, objects: 10*mega + mega/2, free: mega / 2}, true},
+		{"too little", usage{live: 10 * mega, objects: 10*mega + mega/2, free: mega/2 - 1}, false},
+		{"too little of what is alive", usage{live: 400 * mega, objects: 406 * mega}, false},
+		{"enough of what is alive", usage{live: 400 * mega, objects: 407 * mega}, true},
+		{"freed since the collection", usage{live: 400 * mega, objects: 10 * mega}, false},
 	} {
-		if got := restful(before, c.now); got != c.want {
-			t.Errorf("%s: %v", c.what, got)
+		var d restDetector
+		for n := 1; n <= restIntervals+1; n++ {
+			c.now.allocated += restBytes
+			if got, want := d.interval(c.now), c.want && n >= restIntervals; got != want {
+				t.Errorf("%s, interval %d: %v", c.what, n, got)
+			}
 		}
+	}
+}
+
+// Rest is a time without work, and not many times together: work begins it anew.
+func TestPausesAreNoRest(t *testing.T) {
+	now := usage{free: 100 << 20}
+	var d restDetector
+	for n := range 10 * restIntervals {
+		now.allocated += restBytes
+		if n%restIntervals == 0 {
+			now.allocated++
+		}
+		if d.interval(now) {
+			t.Fatalf("given back after interval %d, with work in every %dth", n, restIntervals)
+		}
+	}
+	now.allocated += restBytes
+	if n := 10 * restIntervals; !d.interval(now) {
+		t.Errorf("not given back after interval %d, the %dth without work", n, restIntervals)
 	}
 }
 
@@ -72,20 +93,24 @@ func TestMemoryIsGivenBack(t *testing.T) {
 	debug.FreeOSMemory()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	before := read()
-	if restful(before, before) {
+	// rested tells what a process does at the end of a rest.
+	rested := func(now usage) bool {
+		return (&restDetector{before: now, quiet: restIntervals}).interval(now)
+	}
+	if rested(before) {
 		t.Errorf("memory to be given back after all was: %+v", before)
 	}
 	garbage = make([]byte, 16*leastReturnedBytes)
-	if held := read(); restful(before, held) {
+	if d, held := (restDetector{before: before, quiet: restIntervals}), read(); d.interval(held) || d.quiet != 0 {
 		t.Errorf("%d bytes were allocated a moment ago: %+v", len(garbage), held)
 	}
 	garbage = nil
 	left := read()
-	if restful(before, left) || !restful(left, left) {
+	if !rested(left) {
 		t.Errorf("after garbage of %d bytes: %+v, before it %+v", 16*leastReturnedBytes, left, before)
 	}
 	debug.FreeOSMemory()
-	if after := read(); restful(after, after) {
+	if after := read(); rested(after) {
 		t.Errorf("still to be given back: %+v", after)
 	}
 }

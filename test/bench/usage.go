@@ -97,10 +97,10 @@ func (p *process) usage() (u usage, err error) {
 }
 
 // How servers come to rest before their memory is looked at: whatever they write behind or collect when nobody asks for anything
-// takes a while.
+// takes a while, ours 10 s until they give back what is free.
 const (
 	restfulShare = 0.1 // of one processor, all of a system's processes together
-	memorySettle = 6 * time.Second
+	memorySettle = 13 * time.Second
 	settleMost   = 2 * time.Minute
 )
 

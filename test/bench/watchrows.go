@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -59,31 +60,34 @@ func watchRows() []row {
 // runMemoryRow starts servers of each system anew for each round.
 func runMemoryRow(ctx context.Context, r row, o options, directory string) (*result, error) {
 	measured := &result{Name: r.name, Title: r.title, Connections: r.connections, Clients: r.clients}
+	ctx, cancel := context.WithCancel(ctx) // one system's failure ends the wait for the other
+	defer cancel()
 	for round := range o.rounds {
-		order := []string{"etcd", "logmirror"}
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		for _, name := range order {
-			into := filepath.Join(directory, fmt.Sprintf("%s-%d", r.name, round))
+		into := filepath.Join(directory, fmt.Sprintf("%s-%d", r.name, round))
+		// Most of a round is waiting until the servers are at rest, so both systems wait at once.
+		var samples [2]sample
+		var failures [2]error
+		var both sync.WaitGroup
+		for i, name := range []string{"etcd", "logmirror"} {
 			s, err := startSystem(name, o.binaries, into, nil)
 			if err != nil {
-				return nil, err
+				failures[i] = err
+				cancel()
+				break
 			}
-			one, err := idleRound(ctx, s, r)
-			if err != nil {
-				err = fmt.Errorf("%s on %s: %w\n%s", r.name, s.name, err, s.lastOutput())
-			}
-			s.stop()
-			if err = errors.Join(err, ctx.Err()); err != nil {
-				return nil, err
-			}
-			if name == "etcd" {
-				measured.Base = append(measured.Base, one)
-			} else {
-				measured.Logmirror = append(measured.Logmirror, one)
-			}
+			both.Go(func() {
+				defer s.stop()
+				if samples[i], failures[i] = idleRound(ctx, s, r); failures[i] != nil {
+					cancel()
+					failures[i] = fmt.Errorf("%s on %s: %w\n%s", r.name, s.name, failures[i], s.lastOutput())
+				}
+			})
 		}
+		both.Wait()
+		if err := errors.Join(failures[0], failures[1], ctx.Err()); err != nil {
+			return nil, err
+		}
+		measured.Base, measured.Logmirror = append(measured.Base, samples[0]), append(measured.Logmirror, samples[1])
 	}
 	measured.finish()
 	return measured, nil
