@@ -61,6 +61,11 @@ type File interface {
 	io.ReaderAt
 	// WriteAt is that of io.WriterAt. After an error some of the bytes may have been written.
 	io.WriterAt
+	// Direct has later writes of whole blocks (BlockBytes) go to the disk past the system's page cache, where the system can do
+	// that: it spares the copy and the memory where what is written is hardly ever read. The memory of what is written has to
+	// begin at a multiple of BlockBytes as well. Other writes go the usual way, and nothing is durable before Datasync either
+	// way. To be called before anything else uses the file.
+	Direct()
 	// Truncate sets the file's size. New bytes are zero, and have no room on the disk yet.
 	Truncate(size int64) error
 	// Allocate makes the file size bytes long, all of them zeros that have their room on the disk, so that later writes

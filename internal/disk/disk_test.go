@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -121,6 +122,70 @@ func TestBothDisksBehaveAlike(t *testing.T) {
 			lock, err = fsys.Lock(path("lock"))
 			must(t, err)
 			must(t, lock.Close())
+		})
+	}
+}
+
+// TestDirect writes blocks, parts of blocks and from memory that begins anywhere, into a file that takes blocks past the page
+// cache and into one that does not: both hold the same, at once and after opening again.
+func TestDirect(t *testing.T) {
+	for name, fsys := range map[string]FS{"os": OS(), "memory": NewMemory(1)} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "file")
+			must(t, fsys.MkdirAll(filepath.Dir(path)))
+			const blocks = 16
+			file := create(t, fsys, path)
+			file.Direct()
+			must(t, file.Allocate(blocks*BlockBytes+BlockBytes/2))
+			want := make([]byte, blocks*BlockBytes+BlockBytes/2)
+			random := rand.New(rand.NewPCG(1, 2))
+			check := func() {
+				t.Helper()
+				got := make([]byte, len(want))
+				if _, err := file.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("the file does not hold what was written: %v", err)
+				}
+			}
+			memory := make([]byte, 64<<10) // begins with a page of memory
+			for n := range 300 {
+				begin, length := random.IntN(blocks), 1+random.IntN(4)
+				from, offset, size := 0, begin*BlockBytes, min(length, blocks-begin)*BlockBytes
+				switch n % 4 {
+				case 1:
+					from = 1 + random.IntN(100)
+				case 2:
+					offset += random.IntN(BlockBytes)
+					size = 1 + random.IntN(len(want)-offset)
+				case 3:
+					offset, size = len(want)-size, size-random.IntN(BlockBytes)
+				}
+				p := memory[from:][:min(size, len(memory)-from)]
+				for i := range p {
+					p[i] = byte(random.Uint32())
+				}
+				write(t, file, string(p), int64(offset)) // mostly the usual way, as memory of that size begins anywhere
+				if written, err := file.WriteAt(p, int64(offset)); written != len(p) || err != nil {
+					t.Fatalf("wrote %d bytes: %v", written, err)
+				}
+				copy(want[offset:], p)
+				if n%7 == 0 {
+					check()
+				}
+				if n%50 == 49 {
+					must(t, file.Datasync())
+					must(t, file.Close())
+					var err error
+					if file, err = fsys.OpenFile(path); err != nil {
+						t.Fatal(err)
+					}
+					if n%100 == 99 {
+						file.Direct()
+					}
+					check()
+				}
+			}
+			check()
+			must(t, file.Close())
 		})
 	}
 }

@@ -171,6 +171,9 @@ func (f *memoryFile) WriteAt(p []byte, offset int64) (int, error) {
 	return n, f.memory.end(op, crashes, err)
 }
 
+// Direct implements File. There is no page cache.
+func (f *memoryFile) Direct() {}
+
 // Truncate implements File.
 func (f *memoryFile) Truncate(size int64) error {
 	op := Operation{Kind: OpTruncate, Name: f.name, Length: size}

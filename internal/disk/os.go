@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"syscall"
+	"unsafe"
 )
 
 // OS returns the file system of the operating system.
@@ -15,7 +17,12 @@ func OS() FS { return osFS{} }
 
 type osFS struct{}
 
-type osFile struct{ file *os.File }
+type osFile struct {
+	file *os.File
+	// direct writes past the page cache; nil where nobody asked for it or the system can't. refused: it takes no blocks of BlockBytes.
+	direct  *os.File
+	refused atomic.Bool
+}
 
 // translate gives an error of the operating system this package's name where it has one. A quota that is used up is a
 // full disk to whoever writes.
@@ -37,7 +44,7 @@ func openOS(name string, flags int) (File, error) {
 	if err != nil {
 		return nil, translate(err)
 	}
-	return osFile{file}, nil
+	return &osFile{file: file}, nil
 }
 
 func (osFS) Remove(name string) error { return translate(os.Remove(name)) }
@@ -97,19 +104,39 @@ func (osFS) Lock(name string) (io.Closer, error) {
 	return file, nil
 }
 
-func (f osFile) ReadAt(p []byte, offset int64) (int, error) { return f.file.ReadAt(p, offset) }
+func (f *osFile) ReadAt(p []byte, offset int64) (int, error) { return f.file.ReadAt(p, offset) }
 
-func (f osFile) WriteAt(p []byte, offset int64) (int, error) {
+func (f *osFile) Direct() {
+	if f.direct == nil {
+		f.direct = openDirect(f.file.Name())
+	}
+}
+
+func (f *osFile) WriteAt(p []byte, offset int64) (int, error) {
+	if f.direct != nil && wholeBlocks(p, offset) && !f.refused.Load() {
+		n, err := f.direct.WriteAt(p, offset)
+		if !errors.Is(err, syscall.EINVAL) {
+			return n, translate(err)
+		}
+		// A file system that has rules of its own. Nothing that it refused was written.
+		f.refused.Store(true)
+	}
 	n, err := f.file.WriteAt(p, offset)
 	return n, translate(err)
 }
 
-func (f osFile) Truncate(size int64) error { return translate(f.file.Truncate(size)) }
+// wholeBlocks tells whether a write past the page cache may be tried: the disk itself takes the bytes from p then.
+func wholeBlocks(p []byte, offset int64) bool {
+	address := uintptr(unsafe.Pointer(unsafe.SliceData(p)))
+	return len(p) > 0 && offset%BlockBytes == 0 && len(p)%BlockBytes == 0 && address%BlockBytes == 0
+}
+
+func (f *osFile) Truncate(size int64) error { return translate(f.file.Truncate(size)) }
 
 // Allocate reserves the room first, so that a full disk is found before anything is written, and then writes the zeros:
 // blocks that were only reserved change their state in the file system's journal when they are first written, which
 // every later Datasync would pay for.
-func (f osFile) Allocate(size int64) error {
+func (f *osFile) Allocate(size int64) error {
 	if err := preallocate(f.file, size); err != nil {
 		return translate(fmt.Errorf("allocate %d bytes for %s: %w", size, f.file.Name(), err))
 	}
@@ -123,9 +150,9 @@ func (f osFile) Allocate(size int64) error {
 	return f.Truncate(size)
 }
 
-func (f osFile) Datasync() error { return translate(datasync(f.file)) }
+func (f *osFile) Datasync() error { return translate(datasync(f.file)) }
 
-func (f osFile) Size() (int64, error) {
+func (f *osFile) Size() (int64, error) {
 	info, err := f.file.Stat()
 	if err != nil {
 		return 0, err
@@ -133,4 +160,9 @@ func (f osFile) Size() (int64, error) {
 	return info.Size(), nil
 }
 
-func (f osFile) Close() error { return f.file.Close() }
+func (f *osFile) Close() error {
+	if f.direct == nil {
+		return f.file.Close()
+	}
+	return errors.Join(f.file.Close(), f.direct.Close())
+}

@@ -31,6 +31,15 @@ func datasync(file *os.File) error {
 	return nil
 }
 
+// openDirect opens a file that exists once more, for writes past the page cache; nil where the file system has no such thing.
+func openDirect(name string) *os.File {
+	file, err := os.OpenFile(name, os.O_WRONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil
+	}
+	return file
+}
+
 // preallocate reserves room where the file system can; where it can't, the zeros written afterwards do.
 func preallocate(file *os.File, size int64) error {
 	if size == 0 {

@@ -87,15 +87,51 @@ func (l *Log) frameHeader(g *Group) (frameHeader, error) {
 	return h, nil
 }
 
-// putFrame builds a group's frame and writes it to the end of a segment, where it has no meaning for this log yet.
+// putFrame builds a group's frame and writes it to the end of a segment, where it has no meaning for this log yet. The write
+// takes whole blocks, as the disk does: it begins with what the block holds already in which the segment ends.
 func (l *Log) putFrame(s *segmentFile, g *Group, h *frameHeader, length int64) (digest uint64, err error) {
-	need := stampedBytes(s.tail.end, length)
+	held := s.tail.end % blockContentBytes
+	begin, all := s.tail.end-held, held+length
+	need := blockedBytes(begin, all)
 	if int64(cap(l.buffer)) < need || cap(l.buffer) > bufferBytesKept && need <= bufferBytesKept {
-		l.buffer = make([]byte, max(need, 64<<10))
+		l.buffer = make([]byte, max(need, bufferBytesLeast))
+	}
+	if err := l.lastBlock.of(s, l.buffer[:held]); err != nil {
+		return 0, err
 	}
 	h.previousCRC, h.previousLength = s.tail.crc, s.tail.length
-	digest = encodeFrame(l.buffer[:length], h, g, s.header.salt, s.tail.end)
-	return digest, s.content().write(l.buffer, s.tail.end, length)
+	digest = encodeFrame(l.buffer[held:all], h, g, s.header.salt, s.tail.end)
+	l.lastBlock.keep(s, s.tail.end+length, l.buffer[:all])
+	return digest, s.content().writeBlocks(l.buffer[:need], begin, all, s.bytes)
+}
+
+// lastBlock is what the block holds in which a segment ends, so that it need not be read before it is written again.
+type lastBlock struct {
+	segment *segmentFile
+	// end is where the segment ends if the last write counts.
+	end     int64
+	content [blockContentBytes]byte
+}
+
+// of fills b with the content in front of a segment's end. What is not known is read.
+func (k *lastBlock) of(s *segmentFile, b []byte) error {
+	held := int64(len(b))
+	if held == 0 {
+		return nil
+	}
+	if k.segment == s && k.end == s.tail.end {
+		copy(b, k.content[:])
+		return nil
+	}
+	read, err := s.content().read(nil, s.tail.end-held, held)
+	copy(b, read)
+	return err
+}
+
+// keep takes what a segment will end with: the end of what is written, which begins with a block.
+func (k *lastBlock) keep(s *segmentFile, end int64, written []byte) {
+	k.segment, k.end = s, end
+	copy(k.content[:], written[int64(len(written))-end%blockContentBytes:])
 }
 
 // applyFrame takes a written frame into the log's state; the caller holds mu.
@@ -117,8 +153,12 @@ func (l *Log) applyFrame(s *segmentFile, g *Group, h *frameHeader, length int64,
 	s.addFrame(frameRef{first: h.first, offset: offset, length: uint32(length)}, l.last.index)
 }
 
-// bufferBytesKept bounds the memory that the writer keeps between groups of common size.
-const bufferBytesKept = 16 << 20
+const (
+	// bufferBytesKept bounds the memory that the writer keeps between groups of common size.
+	bufferBytesKept = 16 << 20
+	// bufferBytesLeast is so much that the buffer begins where a page of memory does, as disk.File's Direct asks.
+	bufferBytesLeast = 64 << 10
+)
 
 // cut takes away the live entries that a frame replaces; the caller holds mu. A cut at or below the base happens only
 // while a log is recovered whose older segments were trimmed.

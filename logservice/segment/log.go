@@ -117,6 +117,8 @@ type Log struct {
 	writer chan struct{}
 	// buffer is where the writer builds frames.
 	buffer []byte
+	// lastBlock is what the active segment ends with.
+	lastBlock lastBlock
 	// mustRoll says that the active segment's tail is not usable, so that the next group goes to a new segment.
 	mustRoll bool
 

@@ -3,12 +3,14 @@ package segment
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"reflect"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/logmirror/logmirror/internal/disk"
 )
@@ -435,6 +437,120 @@ func TestVerifyAndDump(t *testing.T) {
 	if err := Dump(fsys, testDir, func(DumpRecord) error { return nil }); !errors.As(err, &damage) {
 		t.Errorf("dumped damage: %v", err)
 	}
+}
+
+// blockFS counts the writes of whole blocks from memory that begins with one, the others, and reads.
+type blockFS struct {
+	disk.FS
+	direct, blocks, others, reads int
+}
+
+type blockFile struct {
+	disk.File
+	noted *blockFS
+}
+
+func (f *blockFS) OpenFile(name string) (disk.File, error) {
+	file, err := f.FS.OpenFile(name)
+	return &blockFile{file, f}, err
+}
+
+func (f *blockFS) Create(name string) (disk.File, error) {
+	file, err := f.FS.Create(name)
+	return &blockFile{file, f}, err
+}
+
+func (f *blockFile) Direct() {
+	f.noted.direct++
+	f.File.Direct()
+}
+
+func (f *blockFile) ReadAt(b []byte, offset int64) (int, error) {
+	f.noted.reads++
+	return f.File.ReadAt(b, offset)
+}
+
+func (f *blockFile) WriteAt(b []byte, offset int64) (int, error) {
+	address := int64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
+	if (offset|int64(len(b))|address)%disk.BlockBytes == 0 {
+		f.noted.blocks++
+	} else {
+		f.noted.others++
+	}
+	return f.File.WriteAt(b, offset)
+}
+
+// TestGroupsAreWholeBlocks has a log write on a real disk what can go past the page cache, group by group, also after a segment
+// has begun and after it was opened: one write for each group and no read but the first. Only headers, footers and the tail that
+// opening writes again are other writes.
+func TestGroupsAreWholeBlocks(t *testing.T) {
+	fsys := &blockFS{FS: disk.OS()}
+	directory := filepath.Join(t.TempDir(), "log")
+	o := testOptions()
+	o.SegmentBytes = 6 * disk.BlockBytes
+	m := &model{}
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 4 {
+		made := fsys.direct
+		l, err := Open(fsys, directory, o)
+		must(t, err)
+		if asked := fsys.direct - made; asked < len(l.segments) {
+			t.Errorf("%d of %d files are written to past the page cache", asked, len(l.segments))
+		}
+		must(t, m.compare(l))
+		var written *segmentFile // where the group before is
+		for range 60 {
+			must(t, l.Reserve())
+			g := Group{HardState: HardState{Term: 1, Vote: 1, Commit: m.last()}, Entries: entries(m.last()+1, 1+random.IntN(4), 1, random.IntN(1500))}
+			segment, before := l.active(), *fsys
+			must(t, l.Append(g))
+			m.append(g)
+			if wrote := fsys.blocks - before.blocks; wrote != 1 {
+				t.Fatalf("%d writes of whole blocks for one group", wrote)
+			}
+			if l.active() == segment && fsys.others != before.others {
+				t.Fatalf("%d writes for one group that are no whole blocks", fsys.others-before.others)
+			}
+			if l.active() == segment && segment == written && fsys.reads != before.reads {
+				t.Fatalf("%d reads for one group", fsys.reads-before.reads)
+			}
+			written = l.active()
+			must(t, m.compareEntries(l, max(m.last(), 9)-8, m.last()+1, 0))
+		}
+		if len(l.segments) < 4 || fsys.direct < len(l.segments) {
+			t.Errorf("%d segments, and %d files that are written to past the page cache", len(l.segments), fsys.direct)
+		}
+		closeLog(t, l)
+	}
+}
+
+// TestLastBlockOfAFile fills files that end within a block: no write makes them longer.
+func TestLastBlockOfAFile(t *testing.T) {
+	fsys := disk.NewMemory(1)
+	o := testOptions()
+	o.SegmentBytes = disk.BlockBytes + 3*sectorBytes
+	l := open(t, fsys, o)
+	m := &model{}
+	last := 0
+	for len(l.segments) < 8 {
+		must(t, l.Reserve())
+		g := Group{HardState: HardState{Term: 1, Commit: m.last()}, Entries: entries(m.last()+1, 1, 1, 64)}
+		must(t, l.Append(g))
+		m.append(g)
+		s := l.active()
+		if size, err := s.file.Size(); err != nil || size != o.SegmentBytes {
+			t.Fatalf("a segment of %d bytes after %d bytes of content: %v", size, s.tail.end, err)
+		}
+		if fileOffset(s.tail.end) > disk.BlockBytes {
+			last++
+		}
+	}
+	if last == 0 {
+		t.Error("no group in the last block of a file")
+	}
+	must(t, m.compare(l))
+	closeLog(t, l)
+	must(t, m.compare(open(t, fsys, o)))
 }
 
 // TestAppendAllocations checks that a group costs the same few allocations however many entries it has.

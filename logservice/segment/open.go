@@ -156,6 +156,7 @@ func (l *Log) openSegments(sequences []uint64) error {
 		if err != nil {
 			return err
 		}
+		s.file.Direct()
 		l.segments = append(l.segments, s)
 		if have := s.header.identity; !l.identity.matches(have) || have != l.segments[0].header.identity {
 			return &OtherMemberError{File: s.path, Want: l.identity, Have: have}

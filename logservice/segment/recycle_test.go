@@ -9,18 +9,22 @@ import (
 	"github.com/logmirror/logmirror/internal/disk"
 )
 
-// recycledLog writes a log of a few segments, some in files that were others before, full of frames and footers.
+// recycledLog writes a log of a few segments, some in files that were others before, full of frames and footers. A segment has
+// several blocks, and some end before the last of them: a write leaves nothing of what was there before in the blocks that it
+// touches.
 func recycledLog(t testing.TB, fsys disk.FS) (*Log, *model) {
 	t.Helper()
-	l := open(t, fsys, testOptions())
+	o := testOptions()
+	o.SegmentBytes = 3 * disk.BlockBytes
+	l := open(t, fsys, o)
 	m := &model{}
 	first := uint64(0)
 	for life := uint64(1); life <= 3; life++ {
 		first = l.active().header.sequence + 1
-		for range 12 {
+		for n := range 12 {
 			must(t, l.Reserve())
 			g := Group{HardState: HardState{Term: life, Vote: life, Commit: m.last()}, Membership: fmt.Appendf(nil, "members %d", life),
-				Entries: entries(m.last()+1, 3, life, 250+int(life/3)*100)}
+				Entries: entries(m.last()+1, 3, life, 200+n%2*1450+int(life/3)*100)}
 			must(t, l.Append(g))
 			m.append(g)
 		}

@@ -90,6 +90,7 @@ func (l *Log) makeFileOnce(name string, bytes int64) (*spareFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("segment: make %s: %w", path, err)
 	}
+	file.Direct()
 	err = file.Allocate(bytes)
 	if err == nil {
 		err = file.Datasync()

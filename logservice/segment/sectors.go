@@ -20,6 +20,9 @@ const (
 	sectorBytes  = 512
 	stampBytes   = 8
 	contentBytes = sectorBytes - stampBytes
+	// A block is the unit in which a file system writes, and a multiple of what a disk likes to write.
+	blockSectors      = disk.BlockBytes / sectorBytes
+	blockContentBytes = blockSectors * contentBytes
 )
 
 // fileOffset is where content begins in its file.
@@ -97,15 +100,40 @@ func (s sectors) unwritten(b []byte, sector int64) bool {
 	return found == 0 || segment != s.segment && found == stamp(segment, sector)
 }
 
-// stampedBytes is how large a buffer has to be for write.
+// stampedBytes is how large a buffer has to be for write, and blockedBytes for writeBlocks.
 func stampedBytes(offset, length int64) int64 {
 	_, n := span(offset, length)
 	return n
 }
 
+func blockedBytes(offset, length int64) int64 { return alignBlock(stampedBytes(offset, length)) }
+
+func alignBlock(bytes int64) int64 {
+	return (bytes + disk.BlockBytes - 1) / disk.BlockBytes * disk.BlockBytes
+}
+
 // write writes content, and zeros behind it up to the end of its last sector, with one write. It needs a buffer of
 // stampedBytes, and leaves the content in it no longer as it was.
 func (s sectors) write(buffer []byte, offset, length int64) error {
+	from, n := s.stampAll(buffer, offset, length)
+	_, err := s.file.WriteAt(buffer[:n], from)
+	return err
+}
+
+// writeBlocks writes content that begins with a block, and behind its last sector sectors of zeros, which count as never
+// written, up to the end of a block or of the file, which has fileBytes. It needs a buffer of blockedBytes, and leaves the
+// content in it no longer as it was.
+func (s sectors) writeBlocks(buffer []byte, offset, length, fileBytes int64) error {
+	from, n := s.stampAll(buffer, offset, length)
+	end := max(n, min(alignBlock(n), fileBytes-from))
+	clear(buffer[n:end])
+	_, err := s.file.WriteAt(buffer[:end], from)
+	return err
+}
+
+// stampAll turns content at the beginning of a buffer into the sectors that have it, zeros behind it and their stamps, and
+// returns where they belong in the file.
+func (s sectors) stampAll(buffer []byte, offset, length int64) (from, bytes int64) {
 	from, n := span(offset, length)
 	buffer = buffer[:n]
 	first := from / sectorBytes
@@ -119,8 +147,7 @@ func (s sectors) write(buffer []byte, offset, length int64) error {
 		clear(buffer[moved:stampAt])
 		binary.LittleEndian.PutUint64(buffer[stampAt:], stamp(s.segment, sector))
 	}
-	_, err := s.file.WriteAt(buffer, from)
-	return err
+	return from, n
 }
 
 // rewrite writes the sectors that have the content again, as they are.
