@@ -119,9 +119,10 @@ func TestEveryEtcdAnswerTellsItsState(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			return
 		}
-		for _, key := range []string{etcd.RegionKey, etcd.IncarnationKey, etcd.LogIndexKey, etcd.AgeKey, etcd.TokenKey} {
-			if values := md.Get(key); len(values) != 1 || values[0] == "" || values[0] == "-1" || values[0] == "0" {
-				t.Errorf("%s: %s is %q", name, key, values)
+		facts := toldFacts(t, md)
+		for _, word := range []string{"region", "incarnation", "age-microseconds", "log-index"} {
+			if value := facts[word]; value == "" || value == "-1" || value == "0" {
+				t.Errorf("%s: %s is %q", name, word, value)
 			}
 		}
 		if h.GetClusterId() == 0 || h.GetMemberId() == 0 || h.GetRevision() == 0 || h.GetRaftTerm() == 0 {

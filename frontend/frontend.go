@@ -97,8 +97,8 @@ const (
 	stopCallsTimeout = time.Second
 	// streamWorkers are goroutines that take calls one after the other: their stacks have grown to what a call needs, which
 	// new goroutines do anew for each. Calls beyond them get goroutines of their own. A call that waits for the log holds one for
-	// as long, so there are as many as calls that commonly wait at once.
-	streamWorkers = 512
+	// as long.
+	streamWorkers = 256
 	// keepalivePingMinimum is how often a client may ping; etcd's servers allow the same.
 	keepalivePingMinimum = 5 * time.Second
 	// serverPingInterval and serverPingTimeout find clients that are gone without a word, so that their watches end.

@@ -49,10 +49,10 @@
 //
 // Response headers (unary calls, and the first answer of a stream):
 //
-//	logmirror-region            region of the frontend that answered
-//	logmirror-incarnation       counts its starts; serializable reads never go backwards within one
-//	logmirror-log-index         index of the last log entry that the answering state had applied
-//	logmirror-age-microseconds  the state held every write acknowledged anywhere this long before, rounded up to a
-//	                            millisecond; -1 while unknown
-//	logmirror-token             the same place in the log as a token, to be handed to a read in any region
+//	logmirror-token   a token of the state that answered, "<cluster id in hex>-<epoch>-<log index>", to be handed to a read in any
+//	                  region: the log index is that of the last log entry that this state had applied
+//	logmirror-answer  "region=<name> incarnation=<number> age-microseconds=<number>": the region of the frontend that
+//	                  answered; a count of its starts, within one of which serializable reads never go backwards; how long
+//	                  before the answer the state held every write acknowledged anywhere, rounded up to a millisecond, -1
+//	                  while unknown. Further words may come
 package etcd

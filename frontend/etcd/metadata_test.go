@@ -37,7 +37,7 @@ func TestAnswersOfTheSameFactsAreToldAlike(t *testing.T) {
 	identity := mirror.Identity{ClusterID: 0xabc, Epoch: 2, FrontendID: 7, Incarnation: 3, Name: "f", Region: "us"}
 	facts := serving.Facts{Identity: identity, Term: 4, LogIndex: 50, Revision: 6, Age: 4_000_001}
 	first := s.metadataOf(facts)
-	want := metadata.Pairs(RegionKey, "us", IncarnationKey, "3", LogIndexKey, "50", AgeKey, "5000", TokenKey, "0000000000000abc-2-50")
+	want := metadata.Pairs(AnswerKey, "region=us incarnation=3 age-microseconds=5000", TokenKey, "0000000000000abc-2-50")
 	if !reflect.DeepEqual(first, want) {
 		t.Errorf("told %v, want %v", first, want)
 	}
@@ -52,6 +52,7 @@ func TestAnswersOfTheSameFactsAreToldAlike(t *testing.T) {
 		"log index":   func(f *serving.Facts) { f.LogIndex++ },
 		"incarnation": func(f *serving.Facts) { f.Identity.Incarnation++ },
 		"cluster":     func(f *serving.Facts) { f.Identity.ClusterID++ },
+		"region":      func(f *serving.Facts) { f.Identity.Region = "" },
 	} {
 		changed := facts
 		change(&changed)

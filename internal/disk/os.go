@@ -108,7 +108,7 @@ func (f *osFile) ReadAt(p []byte, offset int64) (int, error) { return f.file.Rea
 
 func (f *osFile) Direct() {
 	if f.direct == nil {
-		f.direct = openDirect(f.file.Name())
+		f.direct = openDirect(f.file)
 	}
 }
 

@@ -31,13 +31,22 @@ func datasync(file *os.File) error {
 	return nil
 }
 
-// openDirect opens a file that exists once more, for writes past the page cache; nil where the file system has no such thing.
-func openDirect(name string) *os.File {
-	file, err := os.OpenFile(name, os.O_WRONLY|unix.O_DIRECT, 0)
+// openDirect opens a file once more, for writes past the page cache; nil where the file system has no such thing, and where the
+// name has become another file's.
+func openDirect(file *os.File) *os.File {
+	direct, err := os.OpenFile(file.Name(), os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return nil
 	}
-	return file
+	have, err := file.Stat()
+	if err == nil {
+		var opened os.FileInfo
+		if opened, err = direct.Stat(); err == nil && os.SameFile(have, opened) {
+			return direct
+		}
+	}
+	_ = direct.Close() // nothing was written through it
+	return nil
 }
 
 // preallocate reserves room where the file system can; where it can't, the zeros written afterwards do.

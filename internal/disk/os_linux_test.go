@@ -55,3 +55,23 @@ func TestWholeBlocks(t *testing.T) {
 		}
 	}
 }
+
+// A file whose name was given to another one is not written to under that name.
+func TestDirectOfARenamedFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	file, err := OS().Create(path)
+	must(t, err)
+	must(t, OS().Rename(path, path+".old"))
+	must(t, os.WriteFile(path, nil, 0o600))
+	file.Direct()
+	block := bytes.Repeat([]byte("x"), 1<<20)
+	if _, err := file.WriteAt(block, 0); err != nil {
+		t.Fatal(err)
+	}
+	must(t, file.Close())
+	for name, want := range map[string]int{path: 0, path + ".old": len(block)} {
+		if got, err := os.ReadFile(name); err != nil || len(got) != want {
+			t.Errorf("%s holds %d bytes, want %d: %v", name, len(got), want, err)
+		}
+	}
+}

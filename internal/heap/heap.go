@@ -79,7 +79,7 @@ const (
 	// Less is not worth a collection: neither less than leastReturnedBytes, nor than this share of what is alive, which the
 	// collection has to look at.
 	leastReturnedBytes = 1 << 20
-	leastReturnedShare = 64
+	leastReturnedShare = 128
 )
 
 // usage is what decides whether memory is given back, in bytes.

@@ -54,8 +54,8 @@ func TestWhatIsGivenBack(t *testing.T) {
 		{"free", usage{live: 10 * mega, objects: 10 * mega, free: mega}, true},
 		{"both", usage{live: 10 * mega, objects: 10*mega + mega/2, free: mega / 2}, true},
 		{"too little", usage{live: 10 * mega, objects: 10*mega + mega/2, free: mega/2 - 1}, false},
-		{"too little of what is alive", usage{live: 400 * mega, objects: 406 * mega}, false},
-		{"enough of what is alive", usage{live: 400 * mega, objects: 407 * mega}, true},
+		{"too little of what is alive", usage{live: 400 * mega, objects: 403 * mega}, false},
+		{"enough of what is alive", usage{live: 400 * mega, objects: 404 * mega}, true},
 		{"freed since the collection", usage{live: 400 * mega, objects: 10 * mega}, false},
 	} {
 		var d restDetector

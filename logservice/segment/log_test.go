@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,19 +71,33 @@ func TestFullDisk(t *testing.T) {
 }
 
 // TestFullDiskUnderWrite has a frame's own write find no room, as file systems may that never overwrite, with or without
-// the bytes reaching the file. The group does not count, and the log goes on when there is room.
+// the bytes reaching the file. The group does not count, and the log goes on when there is room: what is left of its frame is
+// in the way of nothing, not even where a later write is cut off by a crash.
 func TestFullDiskUnderWrite(t *testing.T) {
 	fsys := disk.NewMemory(1)
-	l := open(t, fsys, testOptions())
+	o := testOptions()
+	o.SegmentBytes = 5 * disk.BlockBytes // what is left of a frame may lie in blocks that the next one does not write
+	l := open(t, fsys, o)
 	m := &model{}
-	for index := uint64(1); index < 12; index += 2 {
-		g := Group{Entries: entries(index, 2, 1, 300)}
+	fail := func(written int, err error) {
 		fsys.SetHook(func(op disk.Operation) error {
 			if op.Kind == disk.OpWrite {
-				return &disk.PartialWrite{Bytes: int(index) * 100, Err: disk.ErrNoSpace}
+				return &disk.PartialWrite{Bytes: written, Err: err}
 			}
 			return nil
 		})
+	}
+	add := func(count int) {
+		t.Helper()
+		g := Group{Entries: entries(m.last()+1, count, 1, 100)}
+		must(t, l.Append(g))
+		m.append(g)
+		must(t, m.compare(l))
+	}
+	for round := range 12 {
+		add(1) // begins the segment, so that it is the frame that finds no room
+		g := Group{Entries: entries(m.last()+1, 2, 1, 3000)}
+		fail(1+round*800, disk.ErrNoSpace)
 		if err := l.Append(g); !errors.Is(err, ErrNoSpace) {
 			t.Fatalf("append without room: %v", err)
 		}
@@ -90,14 +105,17 @@ func TestFullDiskUnderWrite(t *testing.T) {
 			t.Fatalf("second append without room: %v", err)
 		}
 		fsys.SetHook(nil)
-		g = Group{Entries: entries(index, 2, 1, 100)}
-		must(t, l.Append(g))
-		m.append(g)
+		add(2)
+
+		fail(disk.BlockBytes, syscall.EIO)
+		if err := l.Append(Group{Entries: entries(m.last()+1, 2, 1, 2500)}); err == nil {
+			t.Fatal("appended though the write was cut off")
+		}
+		fsys.SetHook(nil)
+		_ = l.Close() // it says again what failed
+		l = open(t, fsys, o)
 		must(t, m.compare(l))
 	}
-	closeLog(t, l)
-	l = open(t, fsys, testOptions())
-	must(t, m.compare(l))
 	closeLog(t, l)
 }
 

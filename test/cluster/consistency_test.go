@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"testing"
 	"time"
 
@@ -83,14 +82,18 @@ func etcdReader(t *testing.T, name string, connection *grpc.ClientConn) *reader 
 		if err != nil {
 			return "", told{}, err
 		}
-		number := func(key string) (n int64) {
-			if values := header.Get(key); len(values) == 1 {
-				n, _ = strconv.ParseInt(values[0], 10, 64)
-			}
-			return n
+		facts := told{revision: answer.GetHeader().GetRevision()}
+		var region string
+		var cluster uint64
+		var epoch, microseconds int64
+		said, token := fmt.Sprint(header.Get(etcd.AnswerKey)), fmt.Sprint(header.Get(etcd.TokenKey))
+		if _, err := fmt.Sscanf(said, "[region=%s incarnation=%d age-microseconds=%d]", &region, &facts.incarnation, &microseconds); err != nil {
+			return "", told{}, fmt.Errorf("told %s: %w", said, err)
 		}
-		facts := told{uint64(number(etcd.LogIndexKey)), uint64(number(etcd.IncarnationKey)), answer.GetHeader().GetRevision(),
-			time.Duration(number(etcd.AgeKey)) * time.Microsecond}
+		if _, err := fmt.Sscanf(token, "[%x-%d-%d]", &cluster, &epoch, &facts.logIndex); err != nil {
+			return "", told{}, fmt.Errorf("told the token %s: %w", token, err)
+		}
+		facts.age = time.Duration(microseconds) * time.Microsecond
 		value := ""
 		if len(answer.GetKvs()) > 0 {
 			value = string(answer.GetKvs()[0].GetValue())

@@ -61,7 +61,7 @@ var segmentMutants = []mutant{
 	{name: "follower-overlooked", rule: "frames behind a bad one are overlooked", profile: "disks", within: 20,
 		tests:   []unit{{segments, "TestFrameLostBeforeTheTail|TestEveryDamagedByteIsFound"}},
 		patches: []patch{{"logservice/segment/scan.go", "\tcase follower >= 0:\n", "\tcase follower >= 0 && !mutant.On(\"follower-overlooked\"):\n"}}},
-	{name: "stamp-unchecked", rule: "sectors that a file's earlier segment has left are read", profile: "checkpoints", within: 10, quick: true,
+	{name: "stamp-unchecked", rule: "sectors that a file's earlier segment has left are read", profile: "checkpoints", within: 30,
 		tests: []unit{{segments, "TestSectorsOfAnotherSegmentReadAsZeros|TestTrimmedFilesAreUsedAgain"}},
 		patches: []patch{{"logservice/segment/sectors.go", `return found == 0 || segment != s.segment && found == stamp(segment, sector)`,
 			`return found == 0 || segment != s.segment && found == stamp(segment, sector) && !mutant.On("stamp-unchecked")`}}},
