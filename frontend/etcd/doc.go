@@ -51,8 +51,8 @@
 //
 //	logmirror-token   a token of the state that answered, "<cluster id in hex>-<epoch>-<log index>", to be handed to a read in any
 //	                  region: the log index is that of the last log entry that this state had applied
-//	logmirror-answer  "region=<name> incarnation=<number> age-microseconds=<number>": the region of the frontend that
-//	                  answered; a count of its starts, within one of which serializable reads never go backwards; how long
-//	                  before the answer the state held every write acknowledged anywhere, rounded up to a millisecond, -1
-//	                  while unknown. Further words may come
+//	logmirror-answer  "incarnation=<number> age-microseconds=<number> region=<name>": a count of the starts of the frontend
+//	                  that answered, within one of which serializable reads never go backwards; how long before the answer the
+//	                  state held every write acknowledged anywhere, rounded up to a millisecond, -1 while unknown; its region,
+//	                  which ends the value, since a name may have spaces
 package etcd

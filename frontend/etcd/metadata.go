@@ -188,9 +188,9 @@ func newTold(facts serving.Facts) *told {
 		age = facts.Age.Microseconds()
 	}
 	text := make([]byte, 0, 128)
-	text = append(append(text, "region="...), facts.Identity.Region...)
-	text = strconv.AppendUint(append(text, " incarnation="...), facts.Identity.Incarnation, 10)
+	text = strconv.AppendUint(append(text, "incarnation="...), facts.Identity.Incarnation, 10)
 	text = strconv.AppendInt(append(text, " age-microseconds="...), age, 10)
+	text = append(append(text, " region="...), facts.Identity.Region...) // last: it may have spaces
 	end := len(text)
 	shared := string(facts.Token().Append(text))
 	values := &[...]string{shared[:end], shared[end:]}

@@ -34,10 +34,10 @@ func TestTheMetadataOfACallIsNotCopied(t *testing.T) {
 
 func TestAnswersOfTheSameFactsAreToldAlike(t *testing.T) {
 	s := &services{}
-	identity := mirror.Identity{ClusterID: 0xabc, Epoch: 2, FrontendID: 7, Incarnation: 3, Name: "f", Region: "us"}
+	identity := mirror.Identity{ClusterID: 0xabc, Epoch: 2, FrontendID: 7, Incarnation: 3, Name: "f", Region: "us east"}
 	facts := serving.Facts{Identity: identity, Term: 4, LogIndex: 50, Revision: 6, Age: 4_000_001}
 	first := s.metadataOf(facts)
-	want := metadata.Pairs(AnswerKey, "region=us incarnation=3 age-microseconds=5000", TokenKey, "0000000000000abc-2-50")
+	want := metadata.Pairs(AnswerKey, "incarnation=3 age-microseconds=5000 region=us east", TokenKey, "0000000000000abc-2-50")
 	if !reflect.DeepEqual(first, want) {
 		t.Errorf("told %v, want %v", first, want)
 	}

@@ -87,7 +87,7 @@ func etcdReader(t *testing.T, name string, connection *grpc.ClientConn) *reader 
 		var cluster uint64
 		var epoch, microseconds int64
 		said, token := fmt.Sprint(header.Get(etcd.AnswerKey)), fmt.Sprint(header.Get(etcd.TokenKey))
-		if _, err := fmt.Sscanf(said, "[region=%s incarnation=%d age-microseconds=%d]", &region, &facts.incarnation, &microseconds); err != nil {
+		if _, err := fmt.Sscanf(said, "[incarnation=%d age-microseconds=%d region=%s", &facts.incarnation, &microseconds, &region); err != nil {
 			return "", told{}, fmt.Errorf("told %s: %w", said, err)
 		}
 		if _, err := fmt.Sscanf(token, "[%x-%d-%d]", &cluster, &epoch, &facts.logIndex); err != nil {
