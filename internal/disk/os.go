@@ -118,7 +118,7 @@ func (f *osFile) WriteAt(p []byte, offset int64) (int, error) {
 		if !errors.Is(err, syscall.EINVAL) {
 			return n, translate(err)
 		}
-		// A file system that has rules of its own. Nothing that it refused was written.
+		// A file system that has rules of its own, or a write that stopped within a block. What of it was written is written again.
 		f.refused.Store(true)
 	}
 	n, err := f.file.WriteAt(p, offset)
